@@ -1,0 +1,157 @@
+"""What a network, its training and its data are: frozen, strict models of everything a user can set.
+
+One description a field: the same text goes into `fbsearch init`'s comments and the JSON schema. The file with a
+search space around these models is read by `study_file`. This file must not import torch, numpy or optuna: a study
+file is checked before any of them is loaded.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+
+class FractalPatternType(StrEnum):
+    """The five fractals of the source documents; each value is its lower-case name."""
+
+    MANDELBROT = "mandelbrot"
+    SIERPINSKI = "sierpinski"
+    JULIA = "julia"
+    CANTOR = "cantor"
+    DRAGON_CURVE = "dragon_curve"
+
+
+DataName = Literal["digits", "folder", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"]
+Activation = Literal[
+    "relu", "leaky_relu", "prelu", "rrelu", "elu", "selu", "gelu", "silu", "swish", "mish", "hardswish",
+    "hardsigmoid", "sigmoid", "tanh", "softplus", "softsign", "threshold", "softmax", "maxout", "apl",
+]  # fmt: skip
+Precision = Literal["auto", "fp32", "bf16"]
+
+# The largest image for which `stem: auto` keeps full resolution (CIFAR's size).
+SMALL_IMAGE = 32
+
+
+class Strict(BaseModel):
+    """Base of every model here: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class AugmentConfig(Strict):
+    """Random changes of every training image, drawn anew for each image in each epoch."""
+
+    flip: bool = Field(False, description="mirror left-right with probability 1/2")
+    shift: int = Field(0, ge=0, description="pixels; shift by up to this many each way, edges reflected")
+    cutout: int = Field(0, ge=0, description="pixels; side of a square that is blanked at a random place, 0 is off")
+
+
+class DataConfig(Strict):
+    """Which images, at which size, and how they are split."""
+
+    name: DataName = Field(
+        "digits", description="digits | folder | mnist | fashion_mnist | kmnist | cifar10 | cifar100 | svhn"
+    )
+    root: str = Field(
+        "data",
+        description="where downloads go; for `folder`, the image tree: train/<class>/*, optional val/, test/",
+    )
+    image_size: PositiveInt | None = Field(
+        None, description="pixels; images are resized to this square, null keeps their own size"
+    )
+    limit: PositiveInt | None = Field(None, description="at most this many training images, stratified; null takes all")
+    validation_share: float = Field(
+        0.2, gt=0, lt=1, description="share of the training images that chooses between trials, stratified"
+    )
+    augment: AugmentConfig = Field(AugmentConfig(), description="random changes of the training images")
+    skip_broken: bool = Field(False, description="skip and count images that cannot be read, instead of stopping")
+    seed: int = Field(0, ge=0, description="of the split into training and validation")
+
+
+class ModelConfig(Strict):
+    """The FractalBrainNet: every part that can be chosen. The defaults are the source documents'."""
+
+    fractal_levels: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1, max_length=8)] = Field(
+        (2, 3, 4, 5),
+        description="one level for each stage; a block of level n has 2^n - 1 convolutions, 2^(n-1) deep",
+    )
+    base_channels: int = Field(
+        64, ge=4, multiple_of=4, description="channels of the first stage; doubled in each of the next four"
+    )
+    pattern: FractalPatternType = Field(
+        FractalPatternType.MANDELBROT, description="mandelbrot | sierpinski | julia | cantor | dragon_curve"
+    )
+    pattern_resolution: int = Field(
+        32, ge=1, le=4096, description="the pattern is drawn at this size, then resized to each feature map"
+    )
+    stem: Literal["auto", "conv7", "conv3"] = Field(
+        "auto", description="conv7 (7x7, stride 2) | conv3 (3x3, stride 1) | auto: conv3 up to 32 pixels"
+    )
+    global_attention: Literal["spatial", "pooled", "none"] = Field(
+        "spatial",
+        description="spatial: over the positions of the last map | pooled: over one token, as the reference | none",
+    )
+    drop_path: Literal["none", "local", "global", "mixed", "channel"] = Field(
+        "local",
+        description="none | local | global | mixed (half and half) | channel (the reference's channel dropout)",
+    )
+    drop_path_prob: float = Field(0.15, ge=0, lt=1, description="probability with which a path is dropped at a join")
+    activation: Activation = Field(
+        "gelu", description="any hidden-layer function of the documents: relu, gelu, silu, mish, maxout, ..."
+    )
+    continuous_learning: bool = Field(True, description="the meta-learner: features + 0.1 * meta(features)")
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="before the classifier's first layer; half of it before the second"
+    )
+    init: Literal["fan_in", "reference"] = Field(
+        "fan_in", description="fan_in: He for gates, bands and head | reference: as documented, learns slowly"
+    )
+
+    def resolve_stem(self, image_size: int) -> "ModelConfig":
+        """The same configuration with `stem: auto` replaced by what it means for images of `image_size` pixels."""
+        if self.stem != "auto":
+            return self
+        return self.model_copy(update={"stem": "conv3" if image_size <= SMALL_IMAGE else "conv7"})
+
+
+class TrainConfig(Strict):
+    """One training run."""
+
+    epochs: PositiveInt = Field(8, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, description="images a step")
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = Field(
+        "adamw", description="adamw | adam | sgd (Nesterov) | rmsprop"
+    )
+    learning_rate: float = Field(0.01, gt=0, description="the schedule's highest")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and rmsprop")
+    weight_decay: float = Field(0.01, ge=0, description="of weights; biases and normalisation are left alone")
+    schedule: Literal["one_cycle", "cosine", "constant"] = Field(
+        "one_cycle", description="one_cycle | cosine | constant"
+    )
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up of cosine and constant; one_cycle has its own")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target given to all classes evenly")
+    clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null leaves it")
+    early_stopping: PositiveInt | None = Field(
+        None, description="stop after this many epochs without a better validation accuracy"
+    )
+    keep_best: bool = Field(False, description="score and keep the best epoch's weights instead of the last's")
+    precision: Precision = Field(
+        "auto", description="auto | fp32 | bf16 (matrix products and convolutions in bfloat16)"
+    )
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> "TrainConfig":
+        if self.warmup_epochs and self.schedule == "one_cycle":
+            raise ValueError("warmup_epochs goes with `schedule: cosine` or `constant`; one_cycle has its own warm-up")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be below epochs {self.epochs}")
+        return self
+
+
+class TrialConfig(Strict):
+    """Everything one trial is: with it alone, the run can be repeated. Stored with each trial, whole."""
+
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    seed: int = Field(0, ge=0, description="of weights, batches and augmentation")

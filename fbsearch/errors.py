@@ -1,0 +1,44 @@
+"""The errors a user can cause or meet, each with a message that says what to do.
+
+    FbsearchError                  printed by the command line without a traceback, exit 1
+    ├── ConfigError                a study file, an export or a model's arguments cannot be used
+    ├── DataError                  a data set is absent, empty or broken
+    ├── DeviceError                the device that was asked for is not there
+    ├── StorageError               the database cannot be opened, read or written
+    ├── SearchError                a search cannot go on (the same bug in one trial after another)
+    └── TrialError                 one trial cannot go on; has a `kind`, never stops the search
+
+A programmer's fault is an assertion, not one of these.
+"""
+
+
+class FbsearchError(Exception):
+    """Base of every error that is shown to the user as a plain message."""
+
+
+class ConfigError(FbsearchError):
+    """A study file, an export or a model's arguments cannot be used."""
+
+
+class DataError(FbsearchError):
+    """A data set is absent, empty or broken."""
+
+
+class DeviceError(FbsearchError):
+    """The device that was asked for is not there."""
+
+
+class StorageError(FbsearchError):
+    """The database cannot be opened, read or written."""
+
+
+class SearchError(FbsearchError):
+    """A search cannot go on."""
+
+
+class TrialError(FbsearchError):
+    """One trial cannot go on. `kind` is a short word that is stored with the trial, such as `non_finite_loss`."""
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
