@@ -1,0 +1,38 @@
+"""What a network costs before it is trained: parameters and floating-point operations, without building it."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fbsearch.config import ModelConfig
+from fbsearch.model import FractalBrainNet
+from fbsearch.study_file import StudyConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`flops` are of one image's forward pass in eval mode, a multiply-add counted as two."""
+
+    num_parameters: int
+    flops: int
+
+
+@functools.lru_cache(maxsize=4096)
+def measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> Cost:
+    """Build the network on the meta device and send one image of [1, in_channels, image_size, image_size] through it.
+
+    ConfigError where the network cannot be built, or the image is too small for its stages.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = FractalBrainNet(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, in_channels, image_size, image_size))
+    return Cost(sum(p.numel() for p in model.parameters()), int(counter.get_total_flops()))
+
+
+def measure_corners(config: StudyConfig, *, num_classes: int, in_channels: int, image_size: int) -> list[Cost]:
+    """The cost of every corner of a study's space. ConfigError names the first corner that cannot be built."""
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return [measure_cost(trial.model, **shape) for trial in config.corners()]

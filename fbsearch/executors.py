@@ -1,0 +1,262 @@
+"""How a coordinator reaches its workers: in processes of this machine, or in the coordinator itself.
+
+Every executor gives the same events in the same order (see `events`). The coordinator's process stays free of torch:
+the worker is imported by name, where it runs.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from fbsearch.config import DataConfig, TrialConfig
+from fbsearch.errors import DeviceError, SearchError
+from fbsearch.events import Event, Failed, Finished, Ready, Stopped, WorkerDied
+
+if TYPE_CHECKING:
+    from fbsearch.worker import Worker
+
+# A worker that dies this often before it is ready will not become ready.
+MAX_STARTS = 3
+
+
+class Executor(Protocol):
+    """Workers numbered from 0. A worker takes one trial at a time, after its Ready and after each trial's end."""
+
+    num_workers: int
+
+    def start(self) -> None:
+        """Start all workers; each will give Ready or CannotStart."""
+
+    def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
+        """Hand a trial to a worker that has none."""
+
+    def stop_trial(self, worker: int) -> None:
+        """Ask a worker to stop its trial at the next epoch's end; it gives Stopped, or what had already happened."""
+
+    def events(self, *, timeout: float) -> list[Event]:
+        """What has happened since the last call; waits up to `timeout` seconds for the first event."""
+
+    def close(self) -> None:
+        """End all workers at once, whatever they are doing."""
+
+
+def num_cpus() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_gpus() -> int:
+    """CUDA devices torch can use. torch is asked in a process of its own, and only where there is an NVIDIA driver."""
+    if sys.platform == "linux" and not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+        return 0
+    probe = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if probe.returncode != 0:
+        raise DeviceError(f"torch cannot be loaded: {probe.stderr.strip().splitlines()[-1]}")
+    return int(probe.stdout)
+
+
+def devices_for(device: str, workers: int | None) -> list[str]:
+    """The device of each worker. `workers` None: one a GPU, or without a GPU one a CPU core.
+
+    `auto` takes all GPUs in turn, or the CPU where there is none; `cuda` all GPUs; `cuda:N` and `cpu` what they say.
+    DeviceError if there is no such GPU.
+    """
+    if device == "cpu":
+        return ["cpu"] * (workers or num_cpus())
+    gpus = [f"cuda:{index}" for index in range(num_gpus())]
+    if device == "auto":
+        return devices_for("cuda", workers) if gpus else devices_for("cpu", workers)
+    if not gpus:
+        raise DeviceError(f"--device {device}: there is no CUDA device here; --device cpu (or auto) works without one")
+    chosen = gpus if device == "cuda" else [device]
+    if not set(chosen) <= set(gpus):
+        raise DeviceError(f"--device {device}: there is no such device; there are auto, cpu, cuda, {', '.join(gpus)}")
+    return [chosen[number % len(chosen)] for number in range(workers or len(chosen))]
+
+
+@dataclass
+class _Slot:
+    """One worker process: what the coordinator's side holds of it."""
+
+    process: BaseProcess
+    connection: Connection
+    trial: int | None = None
+    ready: bool = False
+    num_starts: int = 1
+
+
+class ProcessExecutor:
+    """Worker processes of this machine, each with its own interpreter, living through many trials."""
+
+    def __init__(self, data: DataConfig, *, devices: list[str]) -> None:
+        self.num_workers = len(devices)
+        self._data = data
+        self._devices = devices
+        self._num_threads = max(1, num_cpus() // len(devices))
+        self._slots: list[_Slot] = []
+
+    def start(self) -> None:
+        self._slots = [self._spawn(number) for number in range(self.num_workers)]
+
+    def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
+        slot = self._slots[worker]
+        assert slot.trial is None, "the worker has a trial"
+        slot.trial = trial
+        self._send(slot, (trial, config))
+
+    def stop_trial(self, worker: int) -> None:
+        self._send(self._slots[worker], None)
+
+    def events(self, *, timeout: float) -> list[Event]:
+        by_connection = {slot.connection: number for number, slot in enumerate(self._slots)}
+        events: list[Event] = []
+        for connection in wait(list(by_connection), timeout):
+            assert isinstance(connection, Connection)
+            number = by_connection[connection]
+            try:
+                while connection.poll():
+                    events.append(self._note(number, connection.recv()))
+            except (EOFError, ConnectionError):
+                events.append(self._replace(number))
+        return events
+
+    def close(self) -> None:
+        for slot in self._slots:
+            slot.process.kill()
+        for slot in self._slots:
+            slot.process.join()
+            slot.process.close()
+            slot.connection.close()
+        self._slots = []
+
+    def _note(self, number: int, event: Event) -> Event:
+        slot = self._slots[number]
+        if isinstance(event, Ready):
+            slot.ready = True
+        elif isinstance(event, (Finished, Stopped, Failed)):
+            slot.trial = None
+        return event
+
+    def _replace(self, number: int) -> Event:
+        """Start another worker in place of a dead one, and say what happened."""
+        dead = self._slots[number]
+        dead.process.join()
+        reason = _exit_reason(dead.process.exitcode)
+        num_starts = 1 if dead.ready else dead.num_starts + 1
+        if num_starts > MAX_STARTS:
+            raise SearchError(f"worker {number} died {MAX_STARTS} times before it was ready: {reason}")
+        dead.process.close()
+        dead.connection.close()
+        self._slots[number] = self._spawn(number, num_starts=num_starts)
+        return WorkerDied(number, dead.trial, f"the worker process {reason}")
+
+    def _spawn(self, number: int, *, num_starts: int = 1) -> _Slot:
+        context = multiprocessing.get_context("spawn")  # fork would copy the coordinator's threads and connections
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_serve,
+            args=(theirs, number, self._data, self._devices[number], self._num_threads),
+            name=f"fbsearch-worker-{number}",
+            daemon=True,
+        )
+        # Ctrl-C reaches every process of a terminal; the workers leave it to the coordinator from their first moment.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+        try:
+            process.start()
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGINT, handler)
+        theirs.close()
+        return _Slot(process, ours, num_starts=num_starts)
+
+    @staticmethod
+    def _send(slot: _Slot, message: object) -> None:
+        # A worker that has just died is found by `events`, which says so.
+        with contextlib.suppress(ConnectionError):
+            slot.connection.send(message)
+
+
+def _serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from fbsearch.worker import serve
+
+    serve(connection, number, data, device, num_threads)
+
+
+def _exit_reason(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = " (the machine may be out of memory)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+    return f"ended with exit code {exitcode}"
+
+
+class InProcessExecutor:
+    """One worker inside the coordinator, for debugging: breakpoints work, and a crash takes the search with it."""
+
+    num_workers = 1
+
+    def __init__(self, data: DataConfig, *, device: str) -> None:
+        self._data = data
+        self._device = device
+        self._queue: deque[Event] = deque()
+        self._worker: Worker | None = None
+        self._running: Generator[Event, None, None] | None = None
+        self._trial = -1
+
+    def start(self) -> None:
+        from fbsearch.worker import Worker
+
+        self._worker = Worker(0, self._data, device=self._device, say=self._queue.append)
+        self._queue.append(self._worker.ready)
+
+    def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
+        assert worker == 0 and self._running is None and self._worker is not None, (
+            "the worker has a trial, or was not started"
+        )
+        self._trial = trial
+        self._running = self._worker.run(trial, config)
+
+    def stop_trial(self, worker: int) -> None:
+        assert self._running is not None, "there is no trial to stop"
+        self._running.close()
+        self._running = None
+        self._queue.append(Stopped(worker, self._trial))
+
+    def events(self, *, timeout: float) -> list[Event]:  # noqa: ARG002 (an epoch takes as long as it takes)
+        if not self._queue and self._running is not None:
+            event = next(self._running)
+            self._queue.append(event)
+            if isinstance(event, (Finished, Failed)):
+                self._running = None
+        events, self._queue = list(self._queue), deque()
+        return events
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def make_executor(data: DataConfig, *, device: str, workers: int | None) -> Executor:
+    """Workers as the flags say: `workers` None is `auto`, 0 is in-process."""
+    if workers == 0:
+        return InProcessExecutor(data, device=device)
+    return ProcessExecutor(data, devices=devices_for(device, workers))

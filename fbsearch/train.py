@@ -1,0 +1,235 @@
+"""One training run, as a generator that yields after every epoch: search, retraining and benchmarks all run this one.
+
+Knows nothing of trials, studies or processes. Stopping is closing the generator.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fbsearch.augment import augment
+from fbsearch.config import Precision, TrainConfig, TrialConfig
+from fbsearch.data import Dataset, Split, batches, count_batches
+from fbsearch.errors import DeviceError, TrialError
+from fbsearch.events import EpochStats
+
+# Steps between two looks at the loss: a look makes a GPU wait, a loss that is not finite stays so.
+STEPS_BETWEEN_CHECKS = 16
+# OneCycleLR's own defaults, written down because they decide results.
+ONE_CYCLE_WARMUP_SHARE = 0.3
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `auto`, `cpu`, `cuda` or `cuda:N`. DeviceError says what there is."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"--device {name}: no such kind of device; write auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device {name}: cannot be used; write auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; --device cpu works")
+    return device
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type of matrix products and convolutions. `auto` is bfloat16 where the hardware multiplies it natively."""
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def train(model: nn.Module, config: TrialConfig, data: Dataset) -> Iterator[EpochStats]:
+    """Train `model` on the data's training split and validate it after every epoch.
+
+    `model` maps [B, C, H, W] to [B, K] logits and lies on the data's device; it is trained in place, and with
+    `keep_best` holds the best epoch's weights when the generator ends. Batches, augmentation, dropout and drop-path
+    are drawn from `config.seed`: same seed, same device, same numbers. TrialError (`non_finite_loss`) as soon as the
+    loss is seen not to be finite.
+    """
+    run = _Run.start(model, config, data)
+    best_accuracy, best_epoch, best_weights = -1.0, 0, None
+    for epoch in range(1, config.train.epochs + 1):
+        stats = run.epoch(epoch)
+        if stats.val_accuracy > best_accuracy:
+            best_accuracy, best_epoch = stats.val_accuracy, epoch
+            if config.train.keep_best:
+                best_weights = copy.deepcopy(model.state_dict())
+        yield stats
+        if config.train.early_stopping and epoch - best_epoch >= config.train.early_stopping:
+            break
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+
+
+def final_accuracy(history: list[EpochStats], config: TrainConfig) -> float:
+    """The validation accuracy of the weights that a run of these epochs has kept."""
+    if config.keep_best:
+        return max(stats.val_accuracy for stats in history)
+    return history[-1].val_accuracy
+
+
+@dataclass
+class _Run:
+    """What one training run needs from step to step."""
+
+    model: nn.Module
+    config: TrialConfig
+    data: Dataset
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def start(cls, model: nn.Module, config: TrialConfig, data: Dataset) -> "_Run":
+        device = data.train.images_NCHW.device
+        torch.manual_seed(config.seed)
+        model.to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, config.train)
+        num_steps = count_batches(len(data.train.labels_N), batch_size=config.train.batch_size)
+        scheduler = make_scheduler(optimizer, config.train, steps_per_epoch=num_steps)
+        generator = torch.Generator(device=device).manual_seed(config.seed)
+        dtype = choose_dtype(config.train.precision, device)
+        return cls(model, config, data, optimizer, scheduler, generator, device, dtype)
+
+    def epoch(self, epoch: int) -> EpochStats:
+        started = time.perf_counter()
+        train_loss, train_accuracy, num_images = self._steps()
+        stepped = time.perf_counter()
+        val_loss, val_accuracy = evaluate(self.model, self.data, self.data.val, dtype=self.dtype)
+        if not math.isfinite(val_loss):
+            raise _not_finite("validation")
+        ended = time.perf_counter()
+        return EpochStats(
+            epoch=epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            seconds=ended - started,
+            step_seconds=stepped - started,
+            val_seconds=ended - stepped,
+            images_per_second=num_images / (stepped - started),
+            memory_mib=memory_mib(self.device),
+        )
+
+    def _steps(self) -> tuple[float, float, int]:
+        """One pass over the training images: mean loss, accuracy, number of images."""
+        self.model.train()
+        total_loss = torch.zeros((), device=self.device)
+        num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        num_images = 0
+        epoch = batches(self.data.train, batch_size=self.config.train.batch_size, generator=self.generator)
+        for step, (images_BCHW, labels_B) in enumerate(epoch):
+            images_BCHW = augment(images_BCHW, self.config.data.augment, generator=self.generator)
+            loss, logits_BK = self._step(self.data.normalise(images_BCHW), labels_B)
+            total_loss += loss * len(labels_B)
+            num_correct += (logits_BK.argmax(dim=1) == labels_B).sum()
+            num_images += len(labels_B)
+            if step % STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(total_loss.item()):
+                raise _not_finite("training")
+        if not math.isfinite(total_loss.item()):
+            raise _not_finite("training")
+        return total_loss.item() / num_images, num_correct.item() / num_images, num_images
+
+    def _step(self, x_BCHW: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits_BK = self.model(x_BCHW)
+        loss = F.cross_entropy(logits_BK.float(), labels_B, label_smoothing=self.config.train.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.train.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach(), logits_BK.detach()
+
+
+def _not_finite(phase: str) -> TrialError:
+    return TrialError(
+        f"the {phase} loss is not finite; a lower train.learning_rate or train.clip_grad_norm: 1.0 may help",
+        kind="non_finite_loss",
+    )
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, data: Dataset, split: Split, *, dtype: torch.dtype = torch.float32, batch_size: int = 256
+) -> tuple[float, float]:
+    """Mean cross-entropy (nats, no label smoothing) and accuracy of `model` on a split; puts it into eval mode."""
+    model.eval()
+    device = split.labels_N.device
+    total_loss = torch.zeros((), device=device)
+    num_correct = torch.zeros((), device=device, dtype=torch.int64)
+    for images_BCHW, labels_B in zip(
+        torch.split(split.images_NCHW, batch_size), torch.split(split.labels_N, batch_size), strict=True
+    ):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits_BK = model(data.normalise(images_BCHW)).float()
+        total_loss += F.cross_entropy(logits_BK, labels_B, reduction="sum")
+        num_correct += (logits_BK.argmax(dim=1) == labels_B).sum()
+    count = len(split.labels_N)
+    return total_loss.item() / count, num_correct.item() / count
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of a configuration; weights decay, biases and normalisation do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    lr, momentum = config.learning_rate, config.momentum
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, fused=True)
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, fused=True)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=lr, momentum=momentum)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, *, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate from step to step; `config.learning_rate` is its highest value."""
+    schedulers = torch.optim.lr_scheduler
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "one_cycle":
+        return schedulers.OneCycleLR(
+            optimizer, max_lr=config.learning_rate, total_steps=total + 1, pct_start=ONE_CYCLE_WARMUP_SHARE
+        )
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if config.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+    return schedulers.LambdaLR(optimizer, factor)
+
+
+def memory_mib(device: torch.device) -> float:
+    """The most memory this process has held on a CUDA device, or what it holds now of the machine's, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return float(psutil.Process().memory_info().rss) / 2**20

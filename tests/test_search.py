@@ -1,0 +1,266 @@
+"""The coordinator on a real SQLite study: exactly N, pruning, failures with reasons, nothing left running."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from fbsearch.errors import SearchError
+from fbsearch.events import CannotStart, Epoch, Event, Finished, WorkerDied
+from fbsearch.executors import Executor, InProcessExecutor, ProcessExecutor
+from fbsearch.search import Coordinator, SearchState
+from fbsearch.storage import open_storage
+from fbsearch.study import create_study, status, trial_config
+from fbsearch.study_file import StudyConfig
+
+SPACE: dict[str, Any] = {
+    "model.fractal_levels": {"num_stages": [1, 2], "level": [1]},
+    "train.learning_rate": {"low": 0.003, "high": 0.05, "log": True},
+}
+
+
+def make_config(*, space: dict[str, Any] = SPACE, search: dict[str, Any] | None = None, **train: Any) -> StudyConfig:
+    return StudyConfig.model_validate(
+        {
+            "name": "small",
+            "data": {"limit": 100},
+            "model": {"base_channels": 4, "pattern_resolution": 8},
+            "train": {"epochs": 2} | train,
+            "space": space,
+            "search": {"pruner": "none"} | (search or {}),
+        }
+    )
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'search.db'}"
+
+
+@pytest.fixture
+def open_study(url: str) -> Iterator[Any]:
+    opened = []
+
+    def open_one(config: StudyConfig) -> optuna.Study:
+        opened.append(open_storage(url, create=True))
+        return create_study(opened[-1], config)
+
+    yield open_one
+    for storage in opened:
+        storage.engine.dispose()
+
+
+def quiet(state: SearchState, event: Event | None) -> None:
+    pass
+
+
+def in_process(config: StudyConfig) -> Executor:
+    return InProcessExecutor(config.data, device="cpu")
+
+
+def search(study: optuna.Study, config: StudyConfig, *, num_trials: int, **kwargs: Any) -> SearchState:
+    kwargs = {"executor": in_process(config), "show": quiet} | kwargs
+    return Coordinator(study, config, num_trials=num_trials, **kwargs).run()
+
+
+def test_search_ends_with_exactly_n_and_every_trial_carries_everything(open_study: Any) -> None:
+    config = make_config()
+    study = open_study(config)
+    state = search(study, config, num_trials=4)
+    assert (state.end, state.num_complete, state.num_failed) == ("finished", 4, 0)
+    assert [trial.number for trial in study.trials] == [0, 1, 2, 3]
+    for trial in study.trials:
+        assert trial.state == TrialState.COMPLETE
+        assert sorted(trial.intermediate_values) == [1, 2]
+        attributes = trial.user_attrs
+        assert attributes["num_parameters"] > 100 and attributes["flops"] > 1000 and attributes["seconds"] > 0
+        assert attributes["device"].startswith("cpu")
+        assert {"fbsearch", "torch", "optuna", "python"} <= set(attributes["environment"]["versions"])
+        assert "git_commit" in attributes["environment"]
+        assert [epoch["epoch"] for epoch in attributes["history"]] == [1, 2]
+        assert attributes["history"][-1]["val_accuracy"] == trial.value
+        stored = trial_config(trial)
+        assert stored.seed == trial.number and stored.model.stem == "conv3"
+        assert stored.train.learning_rate == trial.params["train.learning_rate"]
+        assert len(stored.model.fractal_levels) == trial.params["model.fractal_levels.num_stages"]
+    assert study.user_attrs["dataset"]["num_classes"] == 10
+
+
+def test_search_given_again_adds_only_what_is_missing(open_study: Any) -> None:
+    config = make_config(epochs=1)
+    search(open_study(config), config, num_trials=2)
+    assert search(open_study(config), config, num_trials=2).num_finished == 2
+    study = open_study(config)
+    assert search(study, config, num_trials=3).num_finished == 3
+    assert len(study.trials) == 3
+    assert len({trial.params["train.learning_rate"] for trial in study.trials}) == 3, "a resumed sampler repeats itself"
+
+
+def test_search_one_worker_same_seed_gives_the_same_study(open_study: Any) -> None:
+    found = []
+    for name in ("a", "b"):
+        config = make_config(epochs=1).model_copy(update={"name": name})
+        study = open_study(config)
+        search(study, config, num_trials=3)
+        found.append([(trial.params, trial.value) for trial in study.trials])
+    assert found[0] == found[1]
+
+
+def test_search_prunes_and_stores_what_there_was(open_study: Any) -> None:
+    config = make_config(epochs=6, search={"pruner": "successive_halving"})
+    study = open_study(config)
+    state = search(study, config, num_trials=8)
+    pruned = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
+    assert pruned and state.num_pruned == len(pruned) and state.num_finished == 8
+    for trial in pruned:
+        epochs = [epoch["epoch"] for epoch in trial.user_attrs["history"]]
+        assert epochs == sorted(trial.intermediate_values) and len(epochs) < 6
+        assert trial.value == trial.intermediate_values[len(epochs)]
+        assert trial.user_attrs["seconds"] > 0
+
+
+def test_search_in_processes_ends_with_exactly_n_while_workers_are_killed(open_study: Any) -> None:
+    config = make_config(epochs=3)
+    study = open_study(config)
+    killed: list[int] = []
+
+    def kill_two(state: SearchState, event: Event | None) -> None:
+        if isinstance(event, Epoch) and len(killed) < 2 and event.trial not in killed:
+            killed.append(event.trial)
+            for child in psutil.Process().children():
+                if "spawn_main" in " ".join(child.cmdline()):
+                    os.kill(child.pid, signal.SIGKILL)
+                    break
+
+    executor = ProcessExecutor(config.data, devices=["cpu", "cpu"])
+    state = search(study, config, num_trials=6, executor=executor, show=kill_two)
+    assert (state.num_finished, state.end) == (6, "finished")
+    states = [trial.state for trial in study.trials]
+    assert states.count(TrialState.COMPLETE) == 6 and not set(states) - {TrialState.COMPLETE, TrialState.FAIL}
+    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert 1 <= len(failed) == state.num_failed <= 2
+    for trial in failed:
+        assert trial.user_attrs["failure"]["kind"] == "worker_died"
+        assert "SIGKILL" in trial.user_attrs["failure"]["message"]
+        origin = trial.user_attrs.get("retry_of", trial.number)
+        again = [other for other in study.trials if other.user_attrs.get("retry_of") == origin]
+        assert any(other.state == TrialState.COMPLETE for other in again)
+        assert {str(other.params) for other in again} == {str(trial.params)}
+
+
+def test_search_the_same_failure_in_three_trials_stops_with_its_message(open_study: Any) -> None:
+    # None of these fits into 8 x 8 images.
+    space = {"model.fractal_levels": {"choices": [[1] * 5, [1] * 6, [1] * 7]}}
+    config = make_config(space=space)
+    study = open_study(config)
+    with pytest.raises(SearchError, match=r"3 different trials in a row failed in the same way.*\[1, 1, 8, 8\]"):
+        search(study, config, num_trials=50)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 3
+    assert {trial.user_attrs["failure"]["kind"] for trial in study.trials} == {"invalid_configuration"}
+
+
+def test_search_out_of_memory_is_tried_three_times_with_its_reason(open_study: Any) -> None:
+    config = make_config(space={"model.base_channels": {"choices": [2**20, 2**21, 2**22]}})
+    study = open_study(config)
+    with pytest.raises(SearchError, match="out_of_memory"):
+        search(study, config, num_trials=50)
+    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert {trial.user_attrs["failure"]["kind"] for trial in failed} == {"out_of_memory"}
+    assert {trial.user_attrs.get("attempt", 1) for trial in failed} == {1, 2, 3}
+    assert all("Traceback" in trial.user_attrs["traceback"] for trial in failed)
+
+
+def test_search_a_loss_that_is_not_finite_is_recorded_and_not_tried_again(open_study: Any) -> None:
+    space = {"train.learning_rate": {"choices": [0.01, 1e30]}}
+    config = make_config(space=space, optimizer="sgd", schedule="constant", epochs=1, search={"sampler": "random"})
+    study = open_study(config)
+    state = search(study, config, num_trials=4)
+    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert state.num_finished == 4 and failed
+    assert {trial.user_attrs["failure"]["kind"] for trial in failed} == {"non_finite_loss"}
+    assert not any("retry_of" in trial.user_attrs for trial in study.trials)
+
+
+def test_search_grid_runs_each_point_once_and_ends(open_study: Any) -> None:
+    space = {
+        "train.learning_rate": {"choices": [0.01, 0.02]},
+        "model.fractal_levels": {"num_stages": [1, 2], "level": [1]},
+    }
+    config = make_config(space=space, epochs=1, search={"sampler": "grid"})
+    assert search(open_study(config), config, num_trials=3).end == "finished"
+    study = open_study(config)
+    state = search(study, config, num_trials=10)
+    assert (state.end, state.num_finished) == ("grid_exhausted", 4)
+    points = {(trial_config(t).train.learning_rate, trial_config(t).model.fractal_levels) for t in study.trials}
+    assert points == {(0.01, (1,)), (0.01, (1, 1)), (0.02, (1,)), (0.02, (1, 1))}
+
+
+@pytest.mark.parametrize("sampler", ["random", "cmaes", "gp"])
+def test_search_every_sampler_works(open_study: Any, sampler: str) -> None:
+    config = make_config(epochs=1, search={"sampler": sampler}, space={k: SPACE[k] for k in ("train.learning_rate",)})
+    assert search(open_study(config), config, num_trials=3).num_finished == 3
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_search_every_pruner_works(open_study: Any, pruner: str) -> None:
+    config = make_config(epochs=3, search={"pruner": pruner})
+    assert search(open_study(config), config, num_trials=12).num_finished == 12
+
+
+def test_search_interrupted_puts_running_trials_back_and_goes_on(open_study: Any, url: str) -> None:
+    config = make_config()
+    study = open_study(config)
+
+    def interrupt(state: SearchState, event: Event | None) -> None:
+        if isinstance(event, Epoch) and event.trial == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    state = search(study, config, num_trials=4, show=interrupt)
+    assert state.end == "interrupted" and state.num_finished == 1
+    assert signal.getsignal(signal.SIGINT) is before
+    found = status(study, url=url)
+    assert (found["num_running"], found["num_failed"], found["num_waiting"]) == (0, 0, 1)
+    study = open_study(config)
+    assert search(study, config, num_trials=4).num_finished == 4
+    put_back = study.trials[1]
+    assert put_back.user_attrs["failure"]["kind"] == "interrupted"
+    again = next(trial for trial in study.trials if trial.user_attrs.get("retry_of") == 1)
+    assert again.params == put_back.params and again.state == TrialState.COMPLETE
+    assert status(study, url=url)["num_failed"] == 0
+
+
+def test_search_timeout_ends_in_time_and_leaves_nothing_running(open_study: Any) -> None:
+    config = make_config(epochs=3000)
+    study = open_study(config)
+    state = search(study, config, num_trials=4, timeout=2)
+    assert state.end == "timeout" and state.num_finished == 0
+    assert {trial.state for trial in study.trials} == {TrialState.FAIL, TrialState.WAITING}
+
+
+def test_search_data_that_cannot_be_loaded_stops_with_that_message(open_study: Any, tmp_path: Path) -> None:
+    data = {"name": "folder", "root": str(tmp_path / "absent")}
+    config = make_config().model_copy(update={"data": make_config().data.model_validate(data)})
+    study = open_study(config)
+    seen: list[Event | None] = []
+    executor = ProcessExecutor(config.data, devices=["cpu"])
+    with pytest.raises(SearchError, match="absent"):
+        search(study, config, num_trials=4, executor=executor, show=lambda state, event: seen.append(event))
+    assert not [event for event in seen if isinstance(event, (WorkerDied, Finished, CannotStart))]
+    assert not study.trials
+
+
+def test_search_works_outside_the_main_thread(open_study: Any) -> None:
+    config = make_config(epochs=1)
+    study = open_study(config)
+    thread = threading.Thread(target=search, args=(study, config), kwargs={"num_trials": 1})
+    thread.start()
+    thread.join()
+    assert len(study.trials) == 1
