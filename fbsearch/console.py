@@ -1,0 +1,210 @@
+"""What a person sees of a search in a terminal: the live table, plain lines, the summary, the state of a study.
+
+Reads what it is given; decides nothing.
+"""
+
+import datetime
+import shlex
+import time
+from types import TracebackType
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fbsearch.config import TrialConfig
+from fbsearch.events import Epoch, Event, Failed, Finished, Notice, Ready, Started, WorkerDied
+from fbsearch.search import RunningTrial, SearchState
+from fbsearch.storage import hide_password
+from fbsearch.study import sampled_names, trial_config
+from fbsearch.study_file import StudyConfig
+
+UPDATES_PER_SECOND = 2
+
+
+def describe(config: TrialConfig, space: Any) -> str:
+    """What was sampled for a trial, short: `fractal_levels [1, 2], base_channels 16, pattern julia, ...`."""
+    return ", ".join(f"{name.partition('.')[2]} {format_value(config, name)}" for name in space)
+
+
+def format_value(config: TrialConfig, name: str) -> str:
+    """The value of a dotted name in a configuration, for people."""
+    section, field = name.split(".")
+    value = getattr(getattr(config, section), field)
+    if isinstance(value, tuple):
+        return str(list(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_seconds(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+class LiveTable:
+    """The table that is drawn anew in place while a search runs."""
+
+    def __init__(self, console: Console, config: StudyConfig) -> None:
+        self._config = config
+        self._state: SearchState | None = None
+        self._live = Live(
+            console=console, get_renderable=self._render, refresh_per_second=UPDATES_PER_SECOND, transient=True
+        )
+
+    def __enter__(self) -> "LiveTable":
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, state: SearchState, event: Event | None) -> None:
+        self._state = state
+        if isinstance(event, (Failed, WorkerDied)):
+            self._live.console.print(f"[red]failed[/red] trial {event.trial}: {event.message}", highlight=False)
+
+    def _render(self) -> RenderableType:
+        state = self._state
+        if state is None:
+            return Text("starting workers ...", style="dim")
+        left = state.seconds_left
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(state.name, style="bold"),
+            ProgressBar(total=state.num_trials, completed=state.num_finished, width=30),
+            f"{state.num_finished}/{state.num_trials}",
+            f"{state.num_complete} complete, {state.num_pruned} pruned, {state.num_failed} failed",
+            "" if left is None else f"{format_seconds(left)} left",
+        )
+        rows: list[RenderableType] = [head, self._best(state), self._workers(state)]
+        if state.notice:
+            rows.append(Text(state.notice, style="dim"))
+        return Group(*rows)
+
+    def _best(self, state: SearchState) -> Text:
+        if state.best is None or state.best.value is None:
+            return Text("no trial is complete yet", style="dim")
+        what = describe(trial_config(state.best), self._config.space)
+        return Text.assemble("best ", (f"{state.best.value:.2%}", "bold green"), f"  trial {state.best.number}: {what}")
+
+    def _workers(self, state: SearchState) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for column in ("worker", "device", "trial", "epoch", "val acc", "configuration"):
+            table.add_column(column, no_wrap=True, overflow="ellipsis", justify="left")
+        for worker in range(state.num_workers):
+            device = state.devices.get(worker, "")
+            running = state.running.get(worker)
+            if running is None:
+                table.add_row(str(worker), device, Text("idle" if device else "starting", style="dim"))
+                continue
+            epoch = f"{len(running.history)}/{running.config.train.epochs}"
+            accuracy = f"{running.history[-1].val_accuracy:.2%}" if running.history else ""
+            what = describe(running.config, self._config.space)
+            table.add_row(str(worker), device, str(running.trial.number), epoch, accuracy, what)
+        return table
+
+
+class PlainLines:
+    """One line for each trial that ends, where the output is no terminal."""
+
+    def __init__(self, console: Console, config: StudyConfig) -> None:
+        self._console = console
+        self._config = config
+        self._running: dict[int, RunningTrial] = {}
+
+    def __enter__(self) -> "PlainLines":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def __call__(self, state: SearchState, event: Event | None) -> None:
+        match event:
+            case Ready(worker=worker, device=device, seconds=seconds):
+                self._print(f"worker {worker} is ready on {device} after {seconds:.1f} s")
+            case Notice(worker=worker, text=text):
+                self._print(f"worker {worker}: {text}")
+            case Started(trial=trial) if event.worker in state.running:
+                self._running[trial] = state.running[event.worker]
+            case Epoch(trial=trial, stats=stats) if event.worker not in state.running and trial in self._running:
+                self._ended(state, trial, f"pruned   {stats.val_accuracy:.2%} after epoch {stats.epoch}")
+            case Finished(trial=trial, value=value) if trial in self._running:
+                self._ended(state, trial, f"complete {value:.2%} after epoch {len(self._running[trial].history)}")
+            case Failed(trial=trial, message=message) if trial in self._running:
+                self._ended(state, trial, f"failed   {message}")
+            case WorkerDied(trial=trial, message=message):
+                self._print(f"trial {trial} failed: {message}")
+
+    def _ended(self, state: SearchState, trial: int, how: str) -> None:
+        running = self._running.pop(trial)
+        best = "" if state.best is None else f"  (best {state.best.value:.2%})"
+        done = f"[{state.num_finished}/{state.num_trials}]"
+        self._print(f"{done} trial {trial} {how}: {describe(running.config, self._config.space)}{best}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def make_view(console: Console, config: StudyConfig) -> LiveTable | PlainLines:
+    """The live table on a terminal, plain lines elsewhere."""
+    return LiveTable(console, config) if console.is_terminal else PlainLines(console, config)
+
+
+def print_best(console: Console, best: FrozenTrial) -> None:
+    """The best trial and its configuration, as far as it was sampled."""
+    config = trial_config(best)
+    console.print(
+        f"Best: [bold green]{best.value:.2%}[/bold green] validation accuracy, trial {best.number}", highlight=False
+    )
+    table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+    for name in sampled_names(best):
+        table.add_row(name, format_value(config, name))
+    table.add_row("parameters", f"{best.user_attrs['num_parameters']:,}")
+    table.add_row("FLOPs an image", f"{best.user_attrs['flops']:,}")
+    console.print(table)
+
+
+def print_end(console: Console, state: SearchState, *, storage: str | None) -> None:
+    """What a search has found and what to do next; `storage` is named in the commands if it is not the default."""
+    seconds = format_seconds(time.monotonic() - state.started)
+    reasons = {
+        "finished": f"{state.num_finished} trials finished",
+        "interrupted": f"interrupted at {state.num_finished} of {state.num_trials} trials, running ones are put back",
+        "timeout": f"time is up at {state.num_finished} of {state.num_trials} trials, running ones are put back",
+        "grid_exhausted": f"every point of the grid is done, {state.num_finished} trials",
+    }
+    assert state.end is not None
+    console.print(
+        f"{reasons[state.end]} ({state.num_complete} complete, {state.num_pruned} pruned, {state.num_failed} failed) "
+        f"in {seconds}",
+        highlight=False,
+    )
+    if state.best is not None:
+        print_best(console, state.best)
+    flag = f" --storage {hide_password(storage)}" if storage else ""
+    console.print("Next:", highlight=False)
+    if state.end in ("interrupted", "timeout"):
+        console.print("  the same command goes on with this study")
+    if state.best is not None:
+        name = shlex.quote(state.name)
+        console.print(f"  fbsearch export {name} --top 5 --output best.yaml{flag}", highlight=False, soft_wrap=True)
+    console.print(f"  fbsearch dashboard{flag}", highlight=False, soft_wrap=True)
+
+
+def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | None) -> None:
+    """The state of a study for people; `status` is what `--json` prints."""
+    console.print(f"Study [bold]{escape(status['study'])}[/bold] in {status['storage']}", highlight=False)
+    counts = ", ".join(
+        f"{status[f'num_{kind}']} {kind}" for kind in ("complete", "pruned", "failed", "running", "waiting")
+    )
+    console.print(counts, highlight=False)
+    if best is None:
+        console.print("no trial is complete yet")
+    else:
+        print_best(console, best)
