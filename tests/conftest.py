@@ -1,4 +1,7 @@
-"""One thread for torch in every test and every process a test starts: on shared cores threads wait for each other."""
+"""What tests of several files share.
+
+One thread for torch in every test and every process a test starts: on shared cores threads wait for each other.
+"""
 
 import importlib.util
 import os
@@ -49,7 +52,9 @@ def photos() -> "list[Image.Image]":
     """Two real photographs, 427 x 640, RGB."""
     from PIL import Image
 
-    folder = Path(importlib.util.find_spec("sklearn").submodule_search_locations[0]) / "datasets" / "images"
+    spec = importlib.util.find_spec("sklearn")
+    assert spec and spec.submodule_search_locations, "scikit-learn is a dependency"
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "images"
     return [Image.open(folder / name).convert("RGB") for name in ("china.jpg", "flower.jpg")]
 
 

@@ -1,0 +1,134 @@
+"""Image trees on disk: which files there are, of which class, in which part (train, val, test).
+
+Opens no file and must not know pixels, caches, splits or torch: `decode` reads what is found here, `data` chooses.
+
+Shapes: N images.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fbsearch.errors import DataError
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+
+class ImageFile(NamedTuple):
+    """One file: `name` is relative to its part of the tree, such as `cat/0001.jpg`."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The image files of one part (train, val, test), sorted by class, then by name."""
+
+    folder: Path
+    files: tuple[ImageFile, ...]
+    labels_N: Ints
+
+    def take(self, rows: Ints) -> "ImageFiles":
+        """Only these files, in the order of `rows`."""
+        return replace(self, files=tuple(self.files[row] for row in rows), labels_N=self.labels_N[rows])
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """What `data.root` holds. `class_names` are sorted, a label is an index into them."""
+
+    class_names: tuple[str, ...]
+    train: ImageFiles
+    val: ImageFiles | None
+    test: ImageFiles | None
+
+
+def scan_tree(root: str) -> ImageTree:
+    """Find the images of `root/train/<class>/**` and, where they exist, `root/val` and `root/test`; decode nothing.
+
+    A relative root starts at the current directory. Hidden files and folders and files without an extension that
+    Pillow reads are passed over. Raises DataError where the tree is not such a tree.
+    """
+    top = Path(root).expanduser().resolve()
+    if not _is_folder(top):
+        raise DataError(
+            f"data.root: there is no folder {top}, or it may not be opened. It must hold train/<class>/<images>."
+        )
+    if not _is_folder(top / "train"):
+        found = ", ".join(_folders_in(top)[:5]) or "no folders"
+        raise DataError(f"data.root: {top} has no folder train/ (found: {found}). Put the class folders into train/.")
+    names = _folders_in(top / "train")
+    if len(names) < 2:
+        found = f"one class, {names[0]!r}" if names else "no class folders"
+        raise DataError(
+            f"data.root: {top / 'train'} holds {found}. It needs a folder of images for each of at least two classes."
+        )
+    Image.preinit()  # the common formats are then tried first: a third off the time to open a JPEG
+    extensions = frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    parts = [_scan_part(top / part, class_names=names, extensions=extensions) for part in ("train", "val", "test")]
+    train, val, test = parts
+    assert train is not None
+    return ImageTree(class_names=tuple(names), train=train, val=val, test=test)
+
+
+def _scan_part(folder: Path, *, class_names: list[str], extensions: frozenset[str]) -> ImageFiles | None:
+    """The images of one part; None where it does not exist."""
+    if not _is_folder(folder):
+        return None
+    names = _folders_in(folder)
+    if names != class_names:
+        lacking = [f"lacks {name!r}" for name in class_names if name not in names]
+        extra = [f"has {name!r} besides" for name in names if name not in class_names]
+        raise DataError(
+            f"data.root: {folder} must have the classes of {folder.with_name('train')}: it "
+            f"{', '.join((lacking + extra)[:10])}. Make both hold the same class folders."
+        )
+    files: list[ImageFile] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = sorted(_images_in(folder / name, prefix=name, extensions=extensions))
+        if not found:
+            raise DataError(
+                f"data.root: the class folder {folder / name} holds no images that Pillow reads. "
+                f"Fill it, or remove it everywhere under {folder.parent}."
+            )
+        files += found
+        labels += [label] * len(found)
+    return ImageFiles(folder, tuple(files), np.array(labels, dtype=np.int64))
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where a parent may not be entered)
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"data.root: cannot list {folder} ({error.strerror}).") from error
+
+
+def _images_in(folder: Path, *, prefix: str, extensions: frozenset[str]) -> Iterator[ImageFile]:
+    """Every image file under `folder`, in no order. Links to folders are not followed: they could form a ring."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = f"{prefix}/{entry.name}"
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _images_in(folder / entry.name, prefix=name, extensions=extensions)
+                elif os.path.splitext(entry.name)[1].lower() in extensions and entry.is_file():  # noqa: PTH122
+                    status = entry.stat()
+                    yield ImageFile(name, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"data.root: cannot list {folder} ({error.strerror}).") from error
