@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fbsearch.config import ModelConfig
+from fbsearch.config import FractalPatternType, ModelConfig
 from fbsearch.model import FractalBrainNet
 from fbsearch.study_file import StudyConfig
 
@@ -19,12 +19,18 @@ class Cost:
     flops: int
 
 
-@functools.lru_cache(maxsize=4096)
 def measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> Cost:
     """Build the network on the meta device and send one image of [1, in_channels, image_size, image_size] through it.
 
-    ConfigError where the network cannot be built, or the image is too small for its stages.
+    ConfigError where the network cannot be built, or the image is too small for its stages. Networks that differ in
+    their pattern alone cost the same, and each cost is measured once.
     """
+    drawn_alike = config.model_copy(update={"pattern": FractalPatternType.MANDELBROT})
+    return _measure_cost(drawn_alike, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> Cost:
     with torch.device("meta"), torch.no_grad():
         model = FractalBrainNet(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size).eval()
         with FlopCounterMode(display=False) as counter:

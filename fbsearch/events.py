@@ -83,16 +83,15 @@ class Epoch(Event):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
-    """The trial ran to its end. `seconds` are from taking the trial to this event."""
+    """The trial ran to its end; `value` is the validation accuracy of the weights that were kept."""
 
     trial: int
     value: float
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped(Event):
-    """The trial was stopped between two epochs, as asked."""
+    """The trial was stopped before its end, as asked."""
 
     trial: int
 

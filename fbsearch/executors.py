@@ -42,7 +42,7 @@ class Executor(Protocol):
         """Hand a trial to a worker that has none."""
 
     def stop_trial(self, worker: int) -> None:
-        """Ask a worker to stop its trial at the next epoch's end; it gives Stopped, or what had already happened."""
+        """Ask a worker to stop its trial soon; it gives Stopped, or the end that the trial had already come to."""
 
     def events(self, *, timeout: float) -> list[Event]:
         """What has happened since the last call; waits up to `timeout` seconds for the first event."""

@@ -69,6 +69,7 @@ class RunningTrial:
     config: TrialConfig
     worker: int
     history: list[EpochStats] = dataclasses.field(default_factory=list)
+    handed_out: float = dataclasses.field(default_factory=time.monotonic)
 
 
 @dataclasses.dataclass
@@ -228,7 +229,7 @@ class Coordinator:
             case Epoch() if running is not None:
                 self._epoch(running, event.stats)
             case Finished() if running is not None:
-                self._store_history(running, seconds=event.seconds)
+                self._store_history(running)
                 self._tell(running, TrialState.COMPLETE, value=event.value)
                 self._free(event.worker)
             case Failed() if running is not None:
@@ -269,14 +270,14 @@ class Coordinator:
         running.history.append(stats)
         running.trial.report(stats.val_accuracy, step=stats.epoch)
         if stats.epoch < running.config.train.epochs and running.trial.should_prune():
-            self._store_history(running, seconds=sum(epoch.seconds for epoch in running.history))
+            self._store_history(running)
             self._tell(running, TrialState.PRUNED)
             del self.state.running[running.worker]
             self.executor.stop_trial(running.worker)
 
-    def _store_history(self, running: RunningTrial, *, seconds: float) -> None:
+    def _store_history(self, running: RunningTrial) -> None:
         running.trial.set_user_attr("history", [dataclasses.asdict(stats) for stats in running.history])
-        running.trial.set_user_attr("seconds", seconds)
+        running.trial.set_user_attr("seconds", time.monotonic() - running.handed_out)
 
     def _tell(self, running: RunningTrial, state: TrialState, *, value: float | None = None) -> None:
         self.study.tell(running.trial, value, state=state)

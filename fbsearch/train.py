@@ -8,7 +8,7 @@ Shapes: B batch, C channels, H height, W width, K classes.
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -51,18 +51,28 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def train(model: nn.Module, config: TrialConfig, data: Dataset) -> Iterator[EpochStats]:
+class _Stopped(Exception):
+    """The training steps were left because `stop_requested` said so."""
+
+
+def train(
+    model: nn.Module, config: TrialConfig, data: Dataset, *, stop_requested: Callable[[], bool] = lambda: False
+) -> Iterator[EpochStats]:
     """Train `model` on the data's training split and validate it after every epoch.
 
     `model` maps [B, C, H, W] to [B, K] logits and lies on the data's device; it is trained in place, and with
     `keep_best` holds the best epoch's weights when the generator ends. Batches, augmentation, dropout and drop-path
-    are drawn from `config.seed`: same seed, same device, same numbers. TrialError (`non_finite_loss`) as soon as the
-    loss is seen not to be finite.
+    are drawn from `config.seed`: same seed, same device, same numbers. `stop_requested` is asked before every step;
+    once it is true the generator ends, in the middle of an epoch. TrialError (`non_finite_loss`) as soon as the loss
+    is seen not to be finite.
     """
-    run = _Run.start(model, config, data)
+    run = _Run.start(model, config, data, stop_requested)
     best_accuracy, best_epoch, best_weights = -1.0, 0, None
     for epoch in range(1, config.train.epochs + 1):
-        stats = run.epoch(epoch)
+        try:
+            stats = run.epoch(epoch)
+        except _Stopped:
+            return
         if stats.val_accuracy > best_accuracy:
             best_accuracy, best_epoch = stats.val_accuracy, epoch
             if config.train.keep_best:
@@ -93,9 +103,10 @@ class _Run:
     generator: torch.Generator
     device: torch.device
     dtype: torch.dtype
+    stop_requested: Callable[[], bool]
 
     @classmethod
-    def start(cls, model: nn.Module, config: TrialConfig, data: Dataset) -> "_Run":
+    def start(cls, model: nn.Module, config: TrialConfig, data: Dataset, stop_requested: Callable[[], bool]) -> "_Run":
         device = data.train.images_NCHW.device
         torch.manual_seed(config.seed)
         model.to(memory_format=torch.channels_last)
@@ -104,7 +115,7 @@ class _Run:
         scheduler = make_scheduler(optimizer, config.train, steps_per_epoch=num_steps)
         generator = torch.Generator(device=device).manual_seed(config.seed)
         dtype = choose_dtype(config.train.precision, device)
-        return cls(model, config, data, optimizer, scheduler, generator, device, dtype)
+        return cls(model, config, data, optimizer, scheduler, generator, device, dtype, stop_requested)
 
     def epoch(self, epoch: int) -> EpochStats:
         started = time.perf_counter()
@@ -136,6 +147,8 @@ class _Run:
         num_images = 0
         epoch = batches(self.data.train, batch_size=self.config.train.batch_size, generator=self.generator)
         for step, (images_BCHW, labels_B) in enumerate(epoch):
+            if self.stop_requested():
+                raise _Stopped
             images_BCHW = augment(images_BCHW, self.config.data.augment, generator=self.generator)
             loss, logits_BK = self._step(self.data.normalise(images_BCHW), labels_B)
             total_loss += loss * len(labels_B)

@@ -1,10 +1,11 @@
 """A worker: takes TrialConfigs, trains them one after another, gives events. Knows nothing of Optuna.
 
 It lives through many trials: the device is set up and the data set loaded once. It never waits for an answer; whether
-to stop is looked up between two epochs. The same `Worker` runs in a process or in the coordinator (`--workers 0`).
+to stop is looked up before every step. The same `Worker` runs in a process or in the coordinator (`--workers 0`).
 """
 
 import gc
+import importlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -34,6 +35,8 @@ class Worker:
     def __init__(self, number: int, data: DataConfig, *, device: str, say: Callable[[Notice], None]) -> None:
         """Set up the device and load the data. DeviceError and DataError where that cannot be done."""
         started = time.perf_counter()
+        # The first optimiser of a process imports this (3 s). Better while nobody waits than in the first trial.
+        importlib.import_module("torch._dynamo")
         self.number = number
         self.device = choose_device(device)
         # The same numbers for the same seed; on the networks here the deterministic kernels cost nothing noticeable.
@@ -52,9 +55,14 @@ class Worker:
             seconds=time.perf_counter() - started,
         )
 
-    def run(self, trial: int, config: TrialConfig) -> Generator[Event, None, None]:
-        """The events of one trial, from Started to Finished or Failed. Closing the generator stops the trial."""
-        started = time.perf_counter()
+    def run(
+        self, trial: int, config: TrialConfig, *, stop_requested: Callable[[], bool] = lambda: False
+    ) -> Generator[Event, None, None]:
+        """The events of one trial, from Started to Finished, Stopped or Failed.
+
+        The trial ends with Stopped soon after `stop_requested` is true: it is asked before every training step.
+        Closing the generator stops the trial too, between two epochs and without an event.
+        """
         try:
             torch.manual_seed(config.seed)
             info = self.data.info
@@ -63,11 +71,13 @@ class Worker:
             yield Started(self.number, trial, cost.num_parameters, cost.flops)
             model = FractalBrainNet(config.model, **shape)
             history = []
-            for stats in train(model.to(self.device), config, self.data):
+            for stats in train(model.to(self.device), config, self.data, stop_requested=stop_requested):
                 history.append(stats)
                 yield Epoch(self.number, trial, stats)
-            value = final_accuracy(history, config.train)
-            yield Finished(self.number, trial, value, time.perf_counter() - started)
+            if stop_requested():
+                yield Stopped(self.number, trial)
+            else:
+                yield Finished(self.number, trial, final_accuracy(history, config.train))
         except TrialError as error:
             yield Failed(self.number, trial, error.kind, str(error))
         except FbsearchError as error:
@@ -114,14 +124,11 @@ def serve(connection: Connection, number: int, data: DataConfig, device: str, nu
 
 
 def _serve_trial(connection: Connection, worker: Worker, trial: int, config: TrialConfig) -> None:
-    events = worker.run(trial, config)
-    for event in events:
-        connection.send(event)
-        if isinstance(event, Epoch) and connection.poll():
+    for event in worker.run(trial, config, stop_requested=connection.poll):
+        if isinstance(event, Stopped):
             message = connection.recv()
             assert message is None, "a trial was sent to a busy worker"
-            events.close()
-            connection.send(Stopped(worker.number, trial))
+        connection.send(event)
 
 
 def _die_with_parent() -> None:
