@@ -33,9 +33,9 @@ SMALL_IMAGE = 32
 
 
 class Strict(BaseModel):
-    """Base of every model here: frozen, and a key it does not know is an error."""
+    """Base of every model here: frozen; a key it does not know is an error, and so is a value of another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class AugmentConfig(Strict):
@@ -73,13 +73,16 @@ class ModelConfig(Strict):
 
     fractal_levels: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1, max_length=8)] = Field(
         (2, 3, 4, 5),
+        strict=False,
         description="one level for each stage; a block of level n has 2^n - 1 convolutions, 2^(n-1) deep",
     )
     base_channels: int = Field(
         64, ge=4, multiple_of=4, description="channels of the first stage; doubled in each of the next four"
     )
     pattern: FractalPatternType = Field(
-        FractalPatternType.MANDELBROT, description="mandelbrot | sierpinski | julia | cantor | dragon_curve"
+        FractalPatternType.MANDELBROT,
+        strict=False,
+        description="mandelbrot | sierpinski | julia | cantor | dragon_curve",
     )
     pattern_resolution: int = Field(
         32, ge=1, le=4096, description="the pattern is drawn at this size, then resized to each feature map"
@@ -131,8 +134,8 @@ class TrainConfig(Strict):
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up of cosine and constant; one_cycle has its own")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target given to all classes evenly")
     clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null leaves it")
-    early_stopping: PositiveInt | None = Field(
-        None, description="stop after this many epochs without a better validation accuracy"
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after this many epochs without a better validation accuracy"
     )
     keep_best: bool = Field(False, description="score and keep the best epoch's weights instead of the last's")
     precision: Precision = Field(

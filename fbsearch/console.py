@@ -199,7 +199,7 @@ def print_end(console: Console, state: SearchState, *, storage: str | None) -> N
 
 def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | None) -> None:
     """The state of a study for people; `status` is what `--json` prints."""
-    console.print(f"Study [bold]{escape(status['study'])}[/bold] in {status['storage']}", highlight=False)
+    console.print(f"Study [bold]{escape(status['study'])}[/bold] in {escape(status['storage'])}", highlight=False)
     counts = ", ".join(
         f"{status[f'num_{kind}']} {kind}" for kind in ("complete", "pruned", "failed", "running", "waiting")
     )

@@ -7,6 +7,7 @@ the worker is imported by name, where it runs.
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,8 @@ def devices_for(device: str, workers: int | None) -> list[str]:
     """
     if device == "cpu":
         return ["cpu"] * (workers or num_cpus())
+    if device != "auto" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise DeviceError(f"--device {device}: no such kind of device; write auto, cpu, cuda or cuda:N")
     gpus = [f"cuda:{index}" for index in range(num_gpus())]
     if device == "auto":
         return devices_for("cuda", workers) if gpus else devices_for("cpu", workers)

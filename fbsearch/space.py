@@ -7,10 +7,12 @@ here against the field it stands for, so that a bad one is found when the file i
 import difflib
 import itertools
 import json
+import math
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, model_validator
 
 from fbsearch.config import ModelConfig, Strict, TrainConfig
 
@@ -24,20 +26,39 @@ MAX_GRID = 100_000
 
 
 def choice_label(value: Any) -> str | int | float | bool | None:
-    """The form of a choice that a database can hold: lists become JSON text, everything else stays as it is."""
-    return json.dumps(value) if isinstance(value, (list, tuple)) else value
+    """The form of a choice that a database can hold: lists become JSON text, everything else stays as it is.
+
+    ValueError for what no field can hold.
+    """
+    if isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+        return json.dumps(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise ValueError(f"{value!r} cannot be a choice: write text, a number, true, false, null or a list of integers")
+
+
+def _check_number(value: Any) -> int | float:
+    """An integer stays one, so that a file that is written again shows 8 and not 8.0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Number = Annotated[int | float, PlainValidator(_check_number, json_schema_input_type=float)]
 
 
 class RangeSpace(Strict):
     """Numbers from `low` to `high`, both included."""
 
-    low: int | float
-    high: int | float
+    low: Number
+    high: Number
     log: bool = False
-    step: int | float | None = Field(None, gt=0)
+    step: Number | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "RangeSpace":
+        if self.step is not None and self.step <= 0:
+            raise ValueError(f"step must be greater than 0, not {self.step:g}")
         if self.low >= self.high:
             raise ValueError(f"empty range: low {self.low:g} must be below high {self.high:g}")
         if self.log and self.low <= 0:
@@ -54,7 +75,7 @@ class RangeSpace(Strict):
 class ChoiceSpace(Strict):
     """One of a list of values."""
 
-    choices: tuple[Any, ...] = Field(min_length=1)
+    choices: tuple[Any, ...] = Field(min_length=1, strict=False)
 
     @model_validator(mode="after")
     def _check(self) -> "ChoiceSpace":
@@ -67,8 +88,19 @@ class ChoiceSpace(Strict):
 class LevelsSpace(Strict):
     """Fractal level depths: a number of stages, and then, for each stage that there is, a level."""
 
-    num_stages: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(min_length=1)
-    level: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(min_length=1)
+    num_stages: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(min_length=1, strict=False)
+    level: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(min_length=1, strict=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> "LevelsSpace":
+        for key in ("num_stages", "level"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise ValueError(f"each value of {key} may stand there only once")
+        return self
+
+    def count(self) -> int:
+        """How many tuples of levels there are."""
+        return sum(len(self.level) ** n for n in self.num_stages)
 
     def combinations(self) -> list[tuple[int, ...]]:
         """Every tuple of levels, in the order of `num_stages` and `level`."""
@@ -104,10 +136,18 @@ DEFAULT_SPACE: dict[str, Any] = {
 }
 
 
+def _annotation(name: str) -> Any:
+    section, field = name.split(".")
+    return SECTIONS[section].model_fields[field].annotation
+
+
 def is_integer(name: str) -> bool:
     """Whether the field of the dotted `name` holds whole numbers."""
-    section, field = name.split(".")
-    return SECTIONS[section].model_fields[field].annotation is int or field in ("early_stopping",)
+    return int in (_annotation(name), *typing.get_args(_annotation(name)))
+
+
+def _is_float(name: str) -> bool:
+    return float in (_annotation(name), *typing.get_args(_annotation(name)))
 
 
 def check_space(space: Mapping[str, Any]) -> list[str]:
@@ -126,6 +166,8 @@ def check_space(space: Mapping[str, Any]) -> list[str]:
 
 
 def _check_dimension(name: str, dimension: Any) -> list[str]:
+    if isinstance(dimension, RangeSpace) and not (is_integer(name) or _is_float(name)):
+        return [f"space.{name}: this field is no number; write choices"]
     if isinstance(dimension, RangeSpace) and is_integer(name):
         for key in ("low", "high", "step"):
             value = getattr(dimension, key)
@@ -155,7 +197,7 @@ def values(name: str, dimension: Any, *, most: int) -> list[Any]:
     if isinstance(dimension, ChoiceSpace):
         return list(dimension.choices)
     if isinstance(dimension, LevelsSpace):
-        return _level_ends(dimension) if most < len(dimension.combinations()) else dimension.combinations()
+        return _level_ends(dimension) if most < dimension.count() else dimension.combinations()
     number = int if is_integer(name) else float
     step = dimension.step or (1 if is_integer(name) else None)
     if step is None or (dimension.high - dimension.low) / step + 1 > most:

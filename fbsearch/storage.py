@@ -6,6 +6,8 @@ SIGKILL at any moment. The settings are made in a `creator`, since event hooks d
 
 import contextlib
 import functools
+import hashlib
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -23,11 +25,15 @@ _SCHEMES = "write sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME
 
 
 def hide_password(url: str) -> str:
-    """The URL with *** for its password; a text that is no URL comes back without anything before an @."""
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
+    """The URL with *** for its password, wherever and however badly it is written.
+
+    A password may hold an @ that should have been escaped, so everything up to the last one is hidden. A text that is
+    no URL comes back without anything before an @.
+    """
+    if "://" not in url:
         return url.rpartition("@")[2]
+    url = re.sub(r"(://[^/?#@:]*:).*@", r"\1***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
 
 
 def open_storage(url: str, *, create: bool = False) -> optuna.storages.RDBStorage:
@@ -38,7 +44,7 @@ def open_storage(url: str, *, create: bool = False) -> optuna.storages.RDBStorag
     """
     try:
         parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
         raise StorageError(f"--storage {hide_password(url)}: no database URL; {_SCHEMES}") from None
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -58,32 +64,45 @@ def _sqlite_file(url: sqlalchemy.URL, *, create: bool) -> Path:
     if not url.database or url.database == ":memory:":
         raise StorageError("--storage sqlite://: a database in memory keeps nothing; write sqlite:///FILE")
     path = Path(url.database)
-    if not path.exists():
+    try:
+        with path.open("rb") as file:
+            header = file.read(len(SQLITE_HEADER))
+    except (FileNotFoundError, NotADirectoryError):
         if not create:
-            raise StorageError(f"{path}: no such database; `fbsearch run` makes one, --storage names another")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{path}: its folder cannot be made: {error.strerror}") from None
-    elif path.is_dir():
-        raise StorageError(f"{path}: is a folder; --storage sqlite:///FILE names a file")
-    else:
-        try:
-            with path.open("rb") as file:
-                header = file.read(len(SQLITE_HEADER))
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
-        if header and header != SQLITE_HEADER:
-            raise StorageError(f"{path}: is not an SQLite database (or is corrupt); move it away, or name another")
-        if not header and not create:
-            raise StorageError(f"{path}: is empty, there is no study in it; `fbsearch run` fills it")
+            raise StorageError(f"{path}: no such database; `fbsearch run` makes one, --storage names another") from None
+        _make_folder_of(path)
+        return path
+    except IsADirectoryError:
+        raise StorageError(f"{path}: is a folder; --storage sqlite:///FILE names a file") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
+    if not header and not create:
+        raise StorageError(f"{path}: is empty, there is no study in it; `fbsearch run` fills it")
+    if header and header != SQLITE_HEADER:
+        raise StorageError(f"{path}: is not an SQLite database (or is corrupt); move it away, or name another")
+    if header:
+        with storage_errors(url.render_as_string()), contextlib.closing(sqlite3.connect(path)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "studies" not in tables:
+            raise StorageError(f"{path}: is another program's database, not a study's; --storage names another")
     return path
+
+
+def _make_folder_of(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: its folder cannot be made: {error.strerror}") from None
 
 
 def _connect_sqlite(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
@@ -94,9 +113,13 @@ def storage_errors(url: str) -> Iterator[None]:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
         raise StorageError(f"{hide_password(url)}: {_explain(error)}") from error
+    except json.JSONDecodeError as error:  # an attribute that was cut off with its file
+        raise StorageError(f"{hide_password(url)}: the database is corrupt; move it away, or name another") from error
     except (AssertionError, RuntimeError) as error:
-        # Optuna's own words for a full disk in WAL mode ("Should not reach") and for tables of another version.
-        if not isinstance(error, AssertionError) and "version" not in str(error):
+        # Optuna's own words for a full disk in WAL mode, and for tables of another version of itself.
+        if not any(
+            sign in str(error) for sign in ("Should not reach", "no longer compatible", "optuna storage upgrade")
+        ):
             raise
         raise StorageError(f"{hide_password(url)}: {_explain(error)}") from error
 
@@ -117,7 +140,8 @@ def _explain(error: BaseException) -> str:
         "database is locked": "another program holds the database locked; wait for it or end it",
         "connection failed": "the database server cannot be reached; check host, port, name and password",
         "could not connect": "the database server cannot be reached; check host, port, name and password",
-        "version": "was written by another version of Optuna; `optuna storage upgrade` converts it",
+        "no longer compatible": "was written by another version of Optuna; `optuna storage upgrade` converts it",
+        "optuna storage upgrade": "was written by another version of Optuna; `optuna storage upgrade` converts it",
     }.items():
         if sign in text:
             return meaning
@@ -136,7 +160,8 @@ def hold_study(url: str, name: str) -> Iterator[None]:
         yield
         return
     assert parsed.database is not None
-    lock = filelock.FileLock(f"{parsed.database}-{re.sub(r'[^A-Za-z0-9]+', '_', name)}.lock", blocking=False)
+    # A study's name may be anything; a file's may not.
+    lock = filelock.FileLock(f"{parsed.database}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.lock", blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -144,6 +169,8 @@ def hold_study(url: str, name: str) -> Iterator[None]:
             f"{parsed.database}: another `fbsearch run` is searching the study {name!r}; wait for it, "
             "end it with Ctrl-C, or start another study with --name"
         ) from None
+    except OSError as error:
+        raise StorageError(f"{lock.lock_file}: cannot be made: {error.strerror}; it keeps two searches apart") from None
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from fbsearch.config import TrialConfig
 from fbsearch.errors import ConfigError, StorageError
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 INTERRUPTED = "interrupted"
+# Of a table without trials; with trials, what was sampled stands between value and num_parameters.
+TABLE_COLUMNS = [
+    "trial", "state", "value", "num_parameters", "flops", "seconds", "device", "epochs", "started", "ended", "seed",
+    "failure",
+]  # fmt: skip
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -39,27 +45,38 @@ def create_study(storage: optuna.storages.RDBStorage, config: StudyConfig) -> op
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=config.name)
-    stored = study.user_attrs.get("config")
     trials = study.get_trials(deepcopy=False)
-    if stored is None and trials:
+    if study.directions != [optuna.study.StudyDirection.MAXIMIZE] or (trials and "config" not in study.user_attrs):
         raise ConfigError(f"the study {config.name!r} was not made by fbsearch; --name NAME starts a new one")
-    if stored is not None:
-        _check_unchanged(StudyConfig.model_validate(stored), config)
+    if trials:
+        _check_unchanged(_stored_config(study), config)
     study.set_user_attr("config", config.model_dump(mode="json"))
     study.sampler = make_sampler(config.search, num_trials=len(trials))
     study.pruner = make_pruner(config)
     return study
 
 
+def _stored_config(study: optuna.Study) -> StudyConfig:
+    try:
+        return StudyConfig.model_validate(study.user_attrs["config"])
+    except ValidationError:
+        raise ConfigError(
+            f"the study {study.study_name!r} was made by another version of fbsearch; --name NAME starts a new one"
+        ) from None
+
+
 def load_study(storage: optuna.storages.RDBStorage, name: str | None) -> optuna.Study:
-    """The study of that name, or the only or newest one without a name. StorageError lists what there is."""
+    """The study of that name, or the newest one without a name. StorageError if it is absent, or not fbsearch's."""
     summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
     names = [summary.study_name for summary in sorted(summaries, key=lambda summary: summary._study_id)]
     if not names:
         raise StorageError("there is no study in this database yet; `fbsearch run` makes one")
     if name is not None and name not in names:
         raise StorageError(f"there is no study {name!r} in this database; there are: {', '.join(names)}")
-    return optuna.load_study(storage=storage, study_name=name if name is not None else names[-1])
+    study = optuna.load_study(storage=storage, study_name=name if name is not None else names[-1])
+    if "config" not in study.user_attrs:
+        raise StorageError(f"the study {study.study_name!r} was not made by fbsearch; optuna-dashboard shows it")
+    return study
 
 
 def _check_unchanged(stored: StudyConfig, config: StudyConfig) -> None:
@@ -164,8 +181,10 @@ def put_back(study: optuna.Study, trial: FrozenTrial, *, kind: str, message: str
     """End a running trial as failed, with the reason, and put its parameters into the queue for another attempt."""
     fail(study, trial.number, kind=kind, message=message)
     attrs = {k: trial.user_attrs[k] for k in ("grid_index",) if k in trial.user_attrs}
+    # A trial that was killed between two suggestions has a part of its parameters in the queue still.
+    params = trial.system_attrs.get("fixed_params", {}) | trial.params
     attrs |= {"retry_of": trial.user_attrs.get("retry_of", trial.number), "attempt": attempt}
-    study.enqueue_trial(dict(trial.params), user_attrs=attrs)
+    study.enqueue_trial(params, user_attrs=attrs)
 
 
 def fail(study: optuna.Study, number: int, *, kind: str, message: str) -> None:
@@ -268,4 +287,4 @@ def trial_table(study: optuna.Study) -> "pandas.DataFrame":
         row["seed"] = attributes.get("config", {}).get("seed")
         row["failure"] = attributes.get("failure", {}).get("message")
         rows.append(row)
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows, columns=None if rows else TABLE_COLUMNS)

@@ -4,17 +4,18 @@ Reads, checks and writes both; all errors of a file are shown together, each wit
 import torch or optuna.
 """
 
+import contextlib
 import datetime
 import difflib
 import os
 import re
-import tempfile
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from fbsearch.config import DataConfig, ModelConfig, Strict, TrainConfig, TrialConfig
 from fbsearch.errors import ConfigError
@@ -22,6 +23,7 @@ from fbsearch.space import DEFAULT_SPACE, FIELDS, SECTIONS, Dimension, check_spa
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MAX_NAME = 200
 EXPORT_FORMAT = "fbsearch-export/1"
 # A space with more corners than this is checked at the first of them only; `validate` says so.
 MAX_CORNERS = 2048
@@ -45,7 +47,7 @@ class SearchConfig(Strict):
 class StudyConfig(Strict):
     """A whole study file. Its defaults are the default study: scikit-learn's digits, 100 trials in a few minutes."""
 
-    name: str = Field("digits", min_length=1, max_length=200, description="the study's name in the database")
+    name: str = Field("digits", min_length=1, max_length=MAX_NAME, description="the study's name in the database")
     data: DataConfig = Field(DataConfig(), description="which images")
     model: ModelConfig = Field(ModelConfig(), description="the network; what `space` names is sampled instead")
     train: TrainConfig = Field(TrainConfig(), description="one training run; what `space` names is sampled instead")
@@ -112,7 +114,7 @@ class Export(Strict):
     study: str
     exported: datetime.datetime
     versions: dict[str, str]
-    configs: tuple[ExportedConfig, ...] = Field(min_length=1)
+    configs: tuple[ExportedConfig, ...] = Field(min_length=1, strict=False)
 
 
 class _Loader(yaml.SafeLoader):
@@ -127,18 +129,24 @@ class _Loader(yaml.SafeLoader):
                 )
         return super().construct_mapping(node, deep=deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:  # a date or a number that cannot be, such as 2026-13-45
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError names file, line and fault."""
+def read_yaml(path: Path, *, maker: str) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError names file, line and fault. `maker` is the command that writes one."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `fbsearch init {path}` writes one with all defaults") from None
+        raise ConfigError(f"{path}: no such file; `{maker}` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
@@ -154,18 +162,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def load_study(path: Path) -> StudyConfig:
     """Read and check a study file. ConfigError lists everything that is wrong with it."""
-    return _validate(StudyConfig, read_yaml(path), path)
+    return _validate(StudyConfig, read_yaml(path, maker=f"fbsearch init {path}"), path)
 
 
 def load_export(path: str | Path) -> Export:
     """Read and check a file that `fbsearch export` wrote. ConfigError if it is none, or of a newer format."""
     path = Path(path)
-    content = read_yaml(path)
+    maker = f"fbsearch export --output {path}"
+    content = read_yaml(path, maker=maker)
     found = content.get("format")
     if found != EXPORT_FORMAT:
         newer = isinstance(found, str) and found.startswith("fbsearch-export/")
         reason = f"its format is {found!r}, this fbsearch reads {EXPORT_FORMAT!r}" if newer else "it is no export"
-        raise ConfigError(f"{path}: format: {reason}; `fbsearch export --output {path}` writes one")
+        raise ConfigError(f"{path}: format: {reason}; `{maker}` writes one")
     return _validate(Export, content, path)
 
 
@@ -174,7 +183,18 @@ def _validate(model: type[Model], content: dict[str, Any], path: Path) -> Model:
         return model.model_validate(content)
     except ValidationError as error:
         lines = _describe(error, model)
-        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+        if model is StudyConfig:
+            lines += _check_sound_dimensions(content.get("space"))
+        raise ConfigError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def _check_sound_dimensions(space: Any) -> list[str]:
+    """What is wrong with the values of those dimensions that can be read, where something else in the file is wrong."""
+    sound = {}
+    for name, dimension in space.items() if isinstance(space, dict) else ():
+        with contextlib.suppress(ValidationError):
+            sound[name] = TypeAdapter(Dimension).validate_python(dimension)
+    return check_space(sound)
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -201,9 +221,13 @@ def _unknown_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """What to write instead of a key that is not known, from the model that `loc` leads to."""
     allowed: list[str] = []
     current: type[BaseModel] | None = model
+    annotation: Any = None
     for part in loc[:-1]:
-        field = current.model_fields.get(str(part)) if current else None
-        annotation = field.annotation if field else None
+        if isinstance(part, int):
+            annotation = next(iter(typing.get_args(annotation)), None)
+        else:
+            field = current.model_fields.get(part) if current else None
+            annotation = field.annotation if field else None
         current = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     if current is not None:
         allowed = list(current.model_fields)
@@ -237,7 +261,11 @@ def _render(model: BaseModel, *, indent: int) -> Iterator[str]:
 
 def _set_keys(dimension: BaseModel) -> dict[str, Any]:
     """A dimension without the keys that are off, so that a range shows no empty `step`."""
-    return {key: value for key, value in dimension.model_dump(mode="json").items() if value not in (None, False)}
+    return {
+        key: value
+        for key, value in dimension.model_dump(mode="json").items()
+        if value is not None and value is not False
+    }
 
 
 def _flow(value: Any) -> str:
@@ -248,8 +276,7 @@ def _flow(value: Any) -> str:
 
 def dump_export(export: Export) -> str:
     """The text of an export file."""
-    content = export.model_dump(mode="json")
-    content["exported"] = export.exported.strftime("%Y-%m-%dT%H:%M:%SZ")
+    content = export.model_dump(mode="json") | {"exported": export.exported}
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -260,16 +287,23 @@ class _Dumper(yaml.SafeDumper):
         flat = flow_style or not any(isinstance(item, (dict, list)) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=flat)
 
+    def represent_datetime(self, data: datetime.datetime) -> yaml.ScalarNode:
+        text = data.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return self.represent_scalar("tag:yaml.org,2002:timestamp", text)
+
+
+_Dumper.add_representer(datetime.datetime, _Dumper.represent_datetime)
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file beside it, flushed, then renamed over it."""
+    """Write a file whole or not at all: a new file beside it, flushed, then renamed over it. OSError if it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as file:
-        try:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
