@@ -22,10 +22,10 @@ from fbsearch.decode import Bytes, probe
 from fbsearch.errors import DataError
 from fbsearch.events import DatasetInfo
 from fbsearch.folder import ImageFiles, ImageTree, Ints, scan_tree
+from fbsearch.split import choose_validation, limit, pick
 
 DIGITS_TEST = 360
 DIGITS_TEST_SEED = 1797  # fixed: whatever the study's seed, the test images are the same 360
-LIMIT_STREAM, VALIDATION_STREAM = 0, 1  # of the split's seed
 COPY_BYTES = 2**26
 STATISTICS_VALUES = 2**18  # 2 MiB of float64 stay in the cache: 0.1 s for CIFAR-10, with 60 MiB 0.6 s
 DIGITS_SHAPE = (10, 1, 8)  # classes, channels, pixels along a side
@@ -100,8 +100,11 @@ def load_dataset(
     else:
         source = _read_torchvision(config, notice=notice)
     least = 1 if source.val else 2
-    train = source.train.take(_limit(source.train.labels_M, config, names=source.class_names, least=least))
-    train, val = (train, source.val) if source.val else _split_validation(train, config)
+    train = source.train.take(limit(source.train.labels_M, config, names=source.class_names, least=least))
+    val = source.val
+    if val is None:
+        val_M = choose_validation(train.labels_M, config)
+        train, val = train.take(np.setdiff1d(np.arange(len(train.rows_M)), val_M)), train.take(val_M)
     test = source.test if with_test else None
     return _move(replace(source, train=train, test=test), val, image_size=config.image_size, device=device)
 
@@ -203,7 +206,7 @@ def _read_digits() -> _Source:
     images_NHWC = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     whole = _whole(images_NHWC, table[:, -1])
     rng = np.random.default_rng(DIGITS_TEST_SEED)
-    test_M = _pick(whole.labels_M, DIGITS_TEST, low=1, spare=1, rng=rng)
+    test_M = pick(whole.labels_M, DIGITS_TEST, low=1, spare=1, rng=rng)
     train = whole.take(np.setdiff1d(whole.rows_M, test_M))
     names = tuple(str(digit) for digit in range(10))
     return _Source(names, train=train, val=None, test=whole.take(test_M), num_test=DIGITS_TEST)
@@ -213,7 +216,7 @@ def _scan_folder(config: DataConfig) -> ImageTree:
     """The image tree with only those training images that `limit` leaves."""
     tree = scan_tree(config.root)
     least = 1 if tree.val else 2
-    rows = _limit(tree.train.labels_N, config, names=tree.class_names, least=least)
+    rows = limit(tree.train.labels_N, config, names=tree.class_names, least=least)
     return replace(tree, train=tree.train.take(rows))
 
 
@@ -282,64 +285,6 @@ def _torchvision_part(dataset: Any) -> _Part:
         images = images.transpose(0, 2, 3, 1)
     labels = dataset.labels if hasattr(dataset, "labels") else dataset.targets
     return _whole(images, np.asarray(labels, dtype=np.int64))
-
-
-# ---------------------------------------------------------------------------------------------------------- splitting
-
-
-def _limit(labels_N: Ints, config: DataConfig, *, names: tuple[str, ...], least: int) -> Ints:
-    """The places of the training images that `config.limit` leaves, `least` or more of each class."""
-    counts_K = np.bincount(labels_N, minlength=len(names))
-    if counts_K.min() < least:
-        few = int(counts_K.argmin())
-        raise DataError(
-            f"data.root: class {names[few]!r} has {counts_K[few]} training image(s) that can be read; at least "
-            f"{least} are needed. Add some, or remove the class{'' if least == 1 else ', or provide a val/ folder'}."
-        )
-    if config.limit is None or config.limit >= len(labels_N):
-        return np.arange(len(labels_N))
-    if config.limit < least * len(names):
-        raise DataError(
-            f"data.limit: {config.limit} is too few for {len(names)} classes: write at least {least * len(names)}, "
-            "or null for all images."
-        )
-    rng = np.random.default_rng([config.seed, LIMIT_STREAM])
-    return _pick(labels_N, config.limit, low=least, spare=0, rng=rng)
-
-
-def _split_validation(train: _Part, config: DataConfig) -> tuple[_Part, _Part]:
-    """Training and validation parts; each class keeps at least one image in both."""
-    labels_M = train.labels_M
-    num_classes, num_images = len(np.unique(labels_M)), len(labels_M)
-    total = min(max(round(num_images * config.validation_share), num_classes), num_images - num_classes)
-    rng = np.random.default_rng([config.seed, VALIDATION_STREAM])
-    val_M = _pick(labels_M, total, low=1, spare=1, rng=rng)
-    return train.take(np.setdiff1d(np.arange(num_images), val_M)), train.take(val_M)
-
-
-def _pick(labels_N: Ints, total: int, *, low: int, spare: int, rng: np.random.Generator) -> Ints:
-    """Places of `total` stratified random images, ascending: of each class `low` or more, leaving `spare` or more.
-
-    scikit-learn's train_test_split knows no such bounds (it fails on a class of one) and takes 2 s to import.
-    """
-    counts_K = np.bincount(labels_N)
-    quotas_K = _quotas(counts_K, total, low=low, spare=spare)
-    picks = [rng.permutation(np.flatnonzero(labels_N == k))[:quota] for k, quota in enumerate(quotas_K)]
-    picked: Ints = np.sort(np.concatenate(picks))
-    return picked
-
-
-def _quotas(counts_K: Ints, total: int, *, low: int, spare: int) -> Ints:
-    """`total` in proportion to the counts by largest remainders, each at least `low` and at most count - `spare`."""
-    high_K = counts_K - spare
-    assert low * len(counts_K) <= total <= high_K.sum() and (high_K >= low).all(), "checked by the callers"
-    share_K = counts_K * (total / counts_K.sum())
-    quotas_K: Ints = np.clip(np.floor(share_K).astype(np.int64), low, high_K)
-    while missing := total - quotas_K.sum():
-        step = 1 if missing > 0 else -1
-        can_K = quotas_K < high_K if missing > 0 else quotas_K > low
-        quotas_K[np.argmax(np.where(can_K, step * (share_K - quotas_K), -np.inf))] += step
-    return quotas_K
 
 
 # --------------------------------------------------------------------------------------------------- onto the device
