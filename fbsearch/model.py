@@ -1,30 +1,25 @@
-"""FractalBrainNet and its parts, in the plain form: what the network computes, not how to compute it fast.
+"""FractalBrainNet: the whole network, its documented sizes, its columns, its analysis, the reference's weights.
 
-This file must not know training, data or devices. Attribute names are those of the public reference
-`FractalBrainNet-v2.py` (J. R. F. Junior), so that its state dicts load. Sources: the project's documents, and for
-drop-path FractalNet (Larsson, Maire, Shakhnarovich, ICLR 2017, arXiv 1605.07648).
+This file must not know training, data or devices; the parts are in `blocks`. Attribute names are those of the public
+reference `FractalBrainNet-v2.py` (J. R. F. Junior), so that its state dicts load.
 
 Suffixes: B batch, C channels, H height, W width, K classes, N positions (H * W); digits stand for themselves.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Literal, Self, TypeAlias, TypedDict, cast
+from typing import Literal, TypedDict, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fbsearch.activations import make_activation
+from fbsearch.blocks import AdaptiveScaleProcessor, FractalMask, FractalNeuralBlock
 from fbsearch.config import SMALL_IMAGE, Activation, FractalPatternType, ModelConfig
 from fbsearch.errors import ConfigError
+from fbsearch.fused import ConvNormActivation
 from fbsearch.patterns import generate_pattern
-
-DropPath: TypeAlias = Literal["none", "local", "global", "mixed", "channel"]
 
 # Global drop-path: the share of the samples that go through one column alone (half, as in the FractalNet paper).
 GLOBAL_SHARE = 0.5
@@ -47,219 +42,6 @@ class PatternAnalysis(TypedDict):
     hierarchical_organization: dict[str, float]
 
 
-class FractalMask(nn.Module):
-    """A fractal pattern, resized once to each feature-map size that occurs; shared by all modules of a net.
-
-    `pattern_HW` is an array or tensor [h, w] with values in [0, 1], otherwise ConfigError. It stays on the CPU in
-    float32; what is computed from it lives in non-persistent buffers, never in a state dict. The first forward at a
-    new size fills them, so a CUDA graph is captured after a warm-up.
-    Deviation: the reference keeps a copy as a parameter of every module and resizes it in every forward.
-    """
-
-    pattern_HW: Tensor
-
-    def __init__(self, pattern_HW: NDArray[Any] | Tensor) -> None:
-        super().__init__()
-        self.replace(pattern_HW)
-
-    def replace(self, pattern_HW: NDArray[Any] | Tensor) -> None:
-        """Use another pattern from now on."""
-        if isinstance(pattern_HW, Tensor):
-            pattern_HW = pattern_HW.detach().float().cpu().numpy()
-        values_HW = np.array(pattern_HW, np.float32)
-        if values_HW.ndim != 2 or not ((values_HW >= 0) & (values_HW <= 1)).all():
-            raise ConfigError(f"mask has shape {values_HW.shape}; allowed: [h, w] with values in [0, 1]")
-        # from_numpy, because the pattern is needed on the CPU even where the net is built on the meta device.
-        self.pattern_HW = torch.from_numpy(values_HW)
-        for name in list(self._buffers):
-            delattr(self, name)
-
-    def forward(self, like_BCHW: Tensor) -> Tensor:
-        """Return the band masks m, 1 - m, m / 2, sin(pi m), [4, H, W], in size, dtype and device like the argument."""
-        height, width = like_BCHW.shape[-2:]
-        name = f"masks_{height}x{width}_{str(like_BCHW.dtype).removeprefix('torch.')}"
-        if name not in self._buffers:
-            # A buffer made in inference mode could not take part in training later.
-            with torch.inference_mode(False), torch.no_grad():
-                masks_4HW = self._band_masks(height, width).to(like_BCHW.device, like_BCHW.dtype)
-            self.register_buffer(name, masks_4HW, persistent=False)
-        return self.get_buffer(name)
-
-    def extra_repr(self) -> str:
-        """Name the pattern's size when a net is printed."""
-        return "{} x {}".format(*self.pattern_HW.shape)
-
-    def _band_masks(self, height: int, width: int) -> Tensor:
-        resized_11HW = F.interpolate(
-            self.pattern_HW[None, None], size=(height, width), mode="bilinear", align_corners=False
-        )
-        m_HW = resized_11HW[0, 0]
-        return torch.stack([m_HW, 1 - m_HW, 0.5 * m_HW, torch.sin(math.pi * m_HW)])
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Moved, cast or emptied buffers (bfloat16 and back, to_empty) are dropped and computed afresh when needed;
-        # calls that change nothing keep them, since a captured CUDA graph reads them.
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in before.items():
-            if self._buffers[name] is not buffer:
-                delattr(self, name)
-        return self
-
-
-class CerebralDynamicsModule(nn.Module):
-    """Four bands under four masks, [B, C, H, W] -> same; C a multiple of 4.
-
-    With m the mask: alpha * m (8-12 Hz), beta * (1 - m) (13-30 Hz), gamma * m / 2 (30-100 Hz), theta * sin(pi m)
-    (4-8 Hz); integrated, normalised over the channels, added to the input. `mask` is [h, w] in [0, 1] or a FractalMask.
-    """
-
-    def __init__(self, channels: int, mask: NDArray[Any] | Tensor | FractalMask) -> None:
-        super().__init__()
-        assert channels % 4 == 0, f"{channels} channels cannot be split into four bands"
-        self.mask = mask if isinstance(mask, FractalMask) else FractalMask(mask)
-        self.alpha_processing = nn.Conv2d(channels, channels // 4, 1)
-        self.beta_processing = nn.Conv2d(channels, channels // 4, 1)
-        self.gamma_processing = nn.Conv2d(channels, channels // 4, 1)
-        self.theta_processing = nn.Conv2d(channels, channels // 4, 1)
-        self.integration = nn.Conv2d(channels, channels, 1)
-        self.normalization = nn.LayerNorm(channels)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the input plus its normalised, integrated bands."""
-        alpha, beta = self.alpha_processing(x_BCHW), self.beta_processing(x_BCHW)
-        gamma, theta = self.gamma_processing(x_BCHW), self.theta_processing(x_BCHW)
-        m, inverse, half, sine = self.mask(alpha)
-        bands_BCHW = torch.cat([alpha * m, beta * inverse, gamma * half, theta * sine], dim=1)
-        integrated_BHWC = self.integration(bands_BCHW).permute(0, 2, 3, 1)
-        normalised_BCHW: Tensor = self.normalization(integrated_BHWC).permute(0, 3, 1, 2)
-        return normalised_BCHW + x_BCHW
-
-
-def draw_local_factors(batch: int, prob: float, device: torch.device) -> Tensor:
-    """Draw local drop-path's factors for the two inputs of a join, [B, 2]: 0 where dropped, else 1 / q.
-
-    Each input is dropped with probability `prob`; where both would be, the one with the larger draw stays. An input
-    therefore stays with q = 1 - prob + prob^2 / 2, and 1 / q keeps the expectation of the join.
-    Deviation: the paper's joins are means over the survivors; these are sums with learned gates.
-    """
-    draws_B2 = torch.rand(batch, 2, device=device)
-    kept_B2 = (draws_B2 >= prob) | (draws_B2 >= draws_B2.flip(1))
-    return kept_B2 / (1 - prob + prob**2 / 2)
-
-
-class FractalNeuralBlock(nn.Module):
-    """A fractal of convolutions, [B, in_channels, H, W] -> [B, out_channels, H, W].
-
-    A block of level n has 2^n - 1 leaf convolutions and n columns; column d is a chain of 2^(d - 1) of them.
-    Level 1 is a single leaf: convolution, BatchNorm, dynamics, activation. Above, `deep_branch` (two blocks of level
-    n - 1) and `shallow_branch` (convolution, dynamics, BatchNorm, activation) join as a * deep + b * shallow, with
-    the gates a, b in (0, 1) computed from both at each position.
-
-    `drop_path`, active in training only: `local` multiplies the gates by `draw_local_factors`, for each sample and
-    join; `global` is steered by the `columns_B` that the net passes, a column kept alone passes each join unscaled;
-    `mixed` does both; `channel` is the reference's dropout of whole channels after every block. The gates are computed
-    before anything is dropped. A block of level 1 has no join.
-    """
-
-    def __init__(
-        self,
-        level: int,
-        in_channels: int,
-        out_channels: int,
-        mask: NDArray[Any] | Tensor | FractalMask,
-        drop_path: DropPath = "none",
-        *,
-        drop_path_prob: float = 0.15,
-        activation: Activation = "gelu",
-    ) -> None:
-        super().__init__()
-        mask = mask if isinstance(mask, FractalMask) else FractalMask(mask)
-        self.level = level
-        self.local_prob = drop_path_prob if drop_path in ("local", "mixed") else 0.0
-        self.drop_path = nn.Dropout2d(drop_path_prob) if drop_path == "channel" else nn.Identity()
-        if level == 1:
-            self.base_conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-            self.norm = nn.BatchNorm2d(out_channels)
-            self.cerebral_dynamics = CerebralDynamicsModule(out_channels, mask)
-            self.activation = make_activation(activation, out_channels)
-            return
-        inner = partial(
-            FractalNeuralBlock, level - 1, out_channels=out_channels, mask=mask, drop_path=drop_path,
-            drop_path_prob=drop_path_prob, activation=activation,
-        )  # fmt: skip
-        self.deep_branch = nn.Sequential(inner(in_channels), inner(out_channels))
-        self.shallow_branch = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
-            CerebralDynamicsModule(out_channels, mask),
-            nn.BatchNorm2d(out_channels),
-            make_activation(activation, out_channels),
-        )
-        self.fractal_attention = nn.Sequential(
-            nn.Conv2d(2 * out_channels, out_channels // 4, 1),
-            nn.GELU(),
-            nn.Conv2d(out_channels // 4, 2, 1),
-            nn.Sigmoid(),
-        )
-
-    def forward(self, x_BCHW: Tensor, columns_B: Tensor | None = None) -> Tensor:
-        """Return the block's output; `columns_B` says which column is kept alone, for each sample.
-
-        int64, counted from 1, 0 or less keeps all; a depth that this block does not have means its deepest column.
-        """
-        if self.level == 1:
-            out_BCHW: Tensor = self.activation(self.cerebral_dynamics(self.norm(self.base_conv(x_BCHW))))
-        else:
-            deep_BCHW = x_BCHW
-            for block in self.deep_branch:
-                deep_BCHW = block(deep_BCHW, None if columns_B is None else columns_B - 1)
-            out_BCHW = self._join(deep_BCHW, self.shallow_branch(x_BCHW), columns_B)
-        return self.drop_path(out_BCHW)  # type: ignore[no-any-return]
-
-    def column(self, depth: int) -> nn.Module:
-        """Return the chain of 2^(depth - 1) convolutions that is column `depth`, sharing this block's parameters."""
-        if self.level == 1:
-            return self
-        if depth == 1:
-            return self.shallow_branch
-        blocks = cast("list[FractalNeuralBlock]", list(self.deep_branch))
-        return nn.Sequential(*(block.column(depth - 1) for block in blocks))
-
-    def _join(self, deep_BCHW: Tensor, shallow_BCHW: Tensor, columns_B: Tensor | None) -> Tensor:
-        gates_B2HW: Tensor = self.fractal_attention(torch.cat([deep_BCHW, shallow_BCHW], dim=1))
-        if self.training and self.local_prob:
-            factors_B2 = draw_local_factors(len(gates_B2HW), self.local_prob, gates_B2HW.device)
-            gates_B2HW = gates_B2HW * factors_B2.to(gates_B2HW.dtype)[:, :, None, None]
-        if columns_B is not None:
-            # A lone input passes unscaled, as in the paper's mean of one: its gate's share a / (a + 0) is 1.
-            lone_B2 = torch.stack([columns_B > 1, columns_B == 1], dim=1).to(gates_B2HW.dtype)
-            alone_B = columns_B > 0
-            gates_B2HW = torch.where(alone_B[:, None, None, None], lone_B2[:, :, None, None], gates_B2HW)
-        return gates_B2HW[:, :1] * deep_BCHW + gates_B2HW[:, 1:] * shallow_BCHW
-
-
-class AdaptiveScaleProcessor(nn.Module):
-    """Three neighbourhoods at once, [B, C, H, W] -> same: 1x1, 3x3 and 5x5 convolutions, fused, added to the input."""
-
-    def __init__(self, channels: int, *, activation: Activation = "gelu") -> None:
-        super().__init__()
-        self.local_processor = nn.Conv2d(channels, channels, 1)
-        self.regional_processor = nn.Conv2d(channels, channels, 3, padding=1)
-        self.global_processor = nn.Conv2d(channels, channels, 5, padding=2)
-        self.scale_fusion = nn.Sequential(
-            nn.Conv2d(3 * channels, channels, 1),
-            nn.BatchNorm2d(channels),
-            make_activation(activation, channels),
-        )
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the input plus the fusion of its three scales."""
-        processors = [self.local_processor, self.regional_processor, self.global_processor]
-        scales_BCHW = torch.cat([process(x_BCHW) for process in processors], dim=1)
-        fused_BCHW: Tensor = self.scale_fusion(scales_BCHW)
-        return fused_BCHW + x_BCHW
-
-
 class _Headed(nn.Module):
     """From the last feature map to the logits; a base class, since the parts' names start a state dict's keys."""
 
@@ -269,16 +51,38 @@ class _Headed(nn.Module):
     classifier: nn.Sequential
 
     def _classify(self, x_BCHW: Tensor) -> Tensor:
-        tokens_BNC = x_BCHW.flatten(2).transpose(1, 2)
-        if self.config.global_attention == "pooled":
-            tokens_BNC = tokens_BNC.mean(dim=1, keepdim=True)
+        features_BC = x_BCHW.mean(dim=(2, 3))
         if self.global_attention is not None:
-            tokens_BNC, _ = self.global_attention(tokens_BNC, tokens_BNC, tokens_BNC, need_weights=False)
-        features_BC = tokens_BNC.mean(dim=1)
+            pooled = self.config.global_attention == "pooled"
+            tokens_BNC = features_BC[:, None] if pooled else x_BCHW.flatten(2).transpose(1, 2)
+            features_BC = _attend(self.global_attention, tokens_BNC)
         if self.meta_learner is not None:
             features_BC = features_BC + 0.1 * self.meta_learner(features_BC)
         logits_BK: Tensor = self.classifier(features_BC)
         return logits_BK
+
+
+def _attend(attention: nn.MultiheadAttention, tokens_BNC: Tensor) -> Tensor:
+    """The mean of self-attention's output over the tokens, [B, C].
+
+    The mean goes before the output projection, which is linear: one token to project instead of N. One token alone
+    attends to itself with weight 1, so that its values are the result.
+    """
+    weight, bias = cast("Tensor", attention.in_proj_weight), attention.in_proj_bias
+    num_tokens, channels = tokens_BNC.shape[1:]
+    if num_tokens == 1:
+        attended_BC = F.linear(tokens_BNC[:, 0], weight[2 * channels :], bias[2 * channels :])
+    else:
+        heads = F.linear(tokens_BNC, weight, bias).view(-1, num_tokens, 3, attention.num_heads, attention.head_dim)
+        if heads.dtype == torch.bfloat16 and heads.is_cpu:
+            # torch's attention is slower in bfloat16 on this CPU: forward and backward over the digits' 64 tokens take
+            # 20 ms instead of 11, over small's 105 instead of 34.
+            heads = heads.float()
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = heads.permute(2, 0, 3, 1, 4)
+            attended_BC = F.scaled_dot_product_attention(query, key, value).mean(dim=2).flatten(1)
+    out_BC: Tensor = attention.out_proj(attended_BC)
+    return out_BC
 
 
 class FractalColumn(_Headed):
@@ -324,13 +128,16 @@ class FractalBrainNet(_Headed):
     ) -> None:
         super().__init__()
         self.config = config = config.resolve_stem(SMALL_IMAGE + 1 if image_size is None else image_size)
+        for name, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; allowed: 1 or more")
         self.in_channels = in_channels
         resolution = config.pattern_resolution
         self.mask = FractalMask(generate_pattern(config.pattern, resolution, resolution))
 
         channels = config.base_channels
         kernel_size, stride = (3, 1) if config.stem == "conv3" else (7, 2)
-        self.stem = nn.Sequential(
+        self.stem = ConvNormActivation(
             *_conv_layers(in_channels, channels, kernel_size, stride, config.activation),
             AdaptiveScaleProcessor(channels, activation=config.activation),
         )
@@ -344,11 +151,13 @@ class FractalBrainNet(_Headed):
             scale_processor = AdaptiveScaleProcessor(stage_channels, activation=config.activation)
             downsample: nn.Module = nn.Identity()
             if i < len(config.fractal_levels) - 1:
-                downsample = nn.Sequential(*_conv_layers(stage_channels, stage_channels, 3, 2, config.activation))
+                downsample = ConvNormActivation(*_conv_layers(stage_channels, stage_channels, 3, 2, config.activation))
             self.fractal_stages.append(nn.Sequential(block, scale_processor, downsample))
             channels = stage_channels
         self._build_head(channels, num_classes)
         _initialise(self)
+        # The blocks' layout. Kernels that lie in it already are not laid out anew in every forward.
+        self.to(memory_format=torch.channels_last)
 
     @property
     def fractal_pattern(self) -> Tensor:
@@ -362,7 +171,7 @@ class FractalBrainNet(_Headed):
         """
         self._check_images(x_BCHW)
         columns_B = self._draw_columns(x_BCHW)
-        x_BCHW = self.stem(x_BCHW)
+        x_BCHW = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
         attention_maps = []
         for stage in self.fractal_stages:
             block, scale_processor, downsample = cast("nn.Sequential", stage)

@@ -1,4 +1,4 @@
-"""FractalBrainNet against the statements of its specification, in the plain form. Suffixes as in the model's file."""
+"""FractalBrainNet against the statements of its specification. Suffixes as in the model's file."""
 
 import copy
 import math
@@ -12,19 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fbsearch.activations import AdaptivePiecewiseLinear, Maxout, make_activation
-from fbsearch.config import Activation, FractalPatternType, ModelConfig
-from fbsearch.errors import ConfigError
-from fbsearch.model import (
-    SIZES,
+from fbsearch.blocks import (
     AdaptiveScaleProcessor,
     CerebralDynamicsModule,
-    FractalBrainNet,
     FractalMask,
     FractalNeuralBlock,
-    create_fractal_brain_net,
     draw_local_factors,
-    load_reference_state_dict,
 )
+from fbsearch.config import Activation, FractalPatternType, ModelConfig
+from fbsearch.errors import ConfigError
+from fbsearch.model import SIZES, FractalBrainNet, create_fractal_brain_net, load_reference_state_dict
 from fbsearch.patterns import generate_pattern
 
 DROP_PATHS = ["none", "local", "global", "mixed", "channel"]
@@ -72,17 +69,16 @@ def count_leaf_convolutions(module: nn.Module) -> int:
 def test_mask_any_map_size_is_resized_bilinearly_into_four_bands(shape):
     mask = make_mask()
     m_HW = F.interpolate(mask.pattern_HW[None, None], size=shape, mode="bilinear", align_corners=False)[0, 0]
-    masks_4HW = mask(torch.empty(2, 8, *shape))
-    torch.testing.assert_close(
-        masks_4HW, torch.stack([m_HW, 1 - m_HW, m_HW * 0.5, torch.sin(math.pi * m_HW)]), rtol=0, atol=0
-    )
+    expected_4HW = torch.stack([m_HW, 1 - m_HW, m_HW * 0.5, torch.sin(math.pi * m_HW)])
+    factor_CHW = mask(torch.empty(2, 8, *shape))
+    torch.testing.assert_close(factor_CHW, expected_4HW.repeat_interleave(2, dim=0), rtol=0, atol=0)
 
 
 def test_mask_second_forward_reads_the_same_buffer():
     mask = make_mask()
-    first_4HW = mask(torch.empty(1, 8, 4, 4))
-    assert mask(torch.empty(3, 4, 4, 4)) is first_4HW
-    assert any(buffer is first_4HW for buffer in mask.buffers())
+    first_CHW = mask(torch.empty(1, 8, 4, 4))
+    assert mask(torch.empty(3, 8, 4, 4)) is first_CHW
+    assert any(buffer is first_CHW for buffer in mask.buffers())
 
 
 def test_mask_of_a_net_is_one_module_outside_the_state_dict():
@@ -96,9 +92,9 @@ def test_mask_of_a_net_is_one_module_outside_the_state_dict():
 
 def test_mask_moved_without_change_keeps_its_buffers():
     mask = make_mask()
-    masks_4HW = mask(torch.empty(1, 8, 4, 4))
+    factor_CHW = mask(torch.empty(1, 8, 4, 4))
     mask.to("cpu").float()
-    assert mask(torch.empty(1, 8, 4, 4)) is masks_4HW
+    assert mask(torch.empty(1, 8, 4, 4)) is factor_CHW
 
 
 @pytest.mark.parametrize(
@@ -113,17 +109,17 @@ def test_mask_moved_without_change_keeps_its_buffers():
 )
 def test_mask_after_a_change_of_the_net_is_unharmed(change):
     mask = make_mask()
-    expected_4HW = mask(torch.empty(1, 8, 4, 4)).clone()
+    expected_CHW = mask(torch.empty(1, 8, 4, 4)).clone()
     changed = change(nn.Sequential(mask))[0]
-    torch.testing.assert_close(changed(torch.empty(1, 8, 4, 4)), expected_4HW, rtol=0, atol=0)
+    torch.testing.assert_close(changed(torch.empty(1, 8, 4, 4)), expected_CHW, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_mask_follows_the_dtype_of_the_map(dtype):
     mask = make_mask()
-    masks_4HW = mask(torch.empty(1, 8, 4, 4, dtype=dtype))
-    assert masks_4HW.dtype == dtype
-    torch.testing.assert_close(masks_4HW, mask(torch.empty(1, 8, 4, 4)).to(dtype))
+    factor_CHW = mask(torch.empty(1, 8, 4, 4, dtype=dtype))
+    assert factor_CHW.dtype == dtype
+    torch.testing.assert_close(factor_CHW, mask(torch.empty(1, 8, 4, 4)).to(dtype))
 
 
 def test_mask_first_seen_in_inference_mode_can_be_trained_with():
@@ -178,7 +174,7 @@ def test_block_level_1_is_convolution_norm_dynamics_activation():
     block = settle(FractalNeuralBlock(1, 4, 8, make_mask()))
     x_BCHW = torch.randn(2, 4, 6, 6)
     expected_BCHW = F.gelu(block.cerebral_dynamics(block.norm(block.base_conv(x_BCHW))))
-    torch.testing.assert_close(block(x_BCHW), expected_BCHW, rtol=0, atol=0)
+    torch.testing.assert_close(block(x_BCHW), expected_BCHW)
 
 
 def test_block_level_2_joins_deep_and_shallow_through_its_gates():
@@ -591,6 +587,31 @@ def test_size_xlarge_builds():
 def test_size_unknown_is_refused():
     with pytest.raises(ConfigError, match="'tiny'; allowed: small, medium, large, xlarge"):
         create_fractal_brain_net("tiny")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("fractal_levels", (2, 0), "greater than or equal to 1"), ("fractal_levels", (9,), "less than or equal to 8"),
+        ("fractal_levels", (), "at least 1 item"), ("base_channels", 6, "multiple of 4"),
+        ("pattern_resolution", 0, "greater than or equal to 1"), ("activation", "step", "'relu', 'leaky_relu'"),
+        ("pattern", "koch", "'mandelbrot', 'sierpinski', 'julia'"), ("stem", "conv5", "'auto', 'conv7' or 'conv3'"),
+    ],
+)  # fmt: skip
+def test_config_that_cannot_be_built_names_the_field_and_what_can(field, value, allowed):
+    with pytest.raises(ValueError, match=rf"(?s){field}.*{allowed}"):
+        make_net(**{field: value})
+
+
+def test_net_without_classes_or_channels_is_refused():
+    for name in ("num_classes", "in_channels"):
+        with pytest.raises(ConfigError, match=f"{name} is 0; allowed: 1 or more"):
+            make_net(**{name: 0})
+
+
+def test_size_with_an_unknown_pattern_names_the_five():
+    with pytest.raises(ConfigError, match="'koch'; allowed: mandelbrot, sierpinski, julia, cantor, dragon_curve"):
+        create_fractal_brain_net("small", fractal_pattern="koch")
 
 
 # Section "Exemplo Básico" of the documents, to the letter; only the imports are this project's.

@@ -65,8 +65,8 @@ def test_masks_of_two_patterns_differ():
 
 @every_pattern
 def test_mask_second_time_is_the_same_read_only_array(pattern):
-    mask_HW = generate_pattern(pattern, 12, 20)
-    assert generate_pattern(pattern.value, 12, 20) is mask_HW
+    mask_HW = generate_pattern(pattern, 1024, 1024)
+    assert generate_pattern(pattern.value, 1024, 1024) is mask_HW
     with pytest.raises(ValueError, match="read-only"):
         mask_HW[0, 0] = 0
 
