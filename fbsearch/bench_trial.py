@@ -6,6 +6,7 @@ is measured is what ships. Must not know how a search works.
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,9 @@ from typing import Any
 
 import psutil
 from optuna.trial import FrozenTrial
+from rich.console import Console
 
+from fbsearch.bench import describe_machine, machine, make_table
 from fbsearch.errors import SearchError
 from fbsearch.storage import open_storage
 from fbsearch.study import FINISHED, load_study
@@ -48,12 +51,36 @@ def _resident_mib(process: psutil.Process) -> float:
     return float(process.memory_info().rss) / 2**20
 
 
-def bench_trial(study_file: Path, *, num_trials: int, workers: str, device: str, seed: int) -> dict[str, Any]:
-    """Run `fbsearch run STUDY_FILE --trials num_trials` in a new database; the figures of that run.
+def bench_trial(study_file: Path, *, num_trials: int, repeats: int, workers: str, device: str) -> dict[str, Any]:
+    """Run `fbsearch run STUDY_FILE --trials num_trials` `repeats` times, with seeds 0, 1, ...; every run's figures.
+
+    The result has `machine`, `study_file` and `runs`. SearchError if a run fails.
+    """
+    runs = [
+        _bench_run(study_file, num_trials=num_trials, workers=workers, device=device, seed=seed)
+        for seed in range(repeats)
+    ]
+    return {"machine": machine(), "study_file": str(study_file), "runs": runs}
+
+
+def print_trial_bench(console: Console, report: dict[str, Any]) -> None:
+    """The figures of `bench_trial` as a table: median, lowest and highest of the runs."""
+    runs = report["runs"]
+    console.print(describe_machine(report["machine"]), markup=False, highlight=False, soft_wrap=True)
+    rows = []
+    for key in runs[0]:
+        found = sorted(run[key] for run in runs)
+        rows.append((key, *(f"{value:,.4g}" for value in (statistics.median(found), found[0], found[-1]))))
+    title = f"{report['study_file']}: {runs[0]['num_trials']} trials, n = {len(runs)}"
+    console.print(make_table(title, ("", "median", "lowest", "highest"), rows))
+
+
+def _bench_run(study_file: Path, *, num_trials: int, workers: str, device: str, seed: int) -> dict[str, Any]:
+    """One run in a new database, and its figures.
 
     `overhead_share` is the part of the workers' busy time (from being handed a trial to its end) that was neither in
     training steps nor in validation; `idle_share` the part of their time, from the first trial's start to the last's
-    end, in which they had no trial. SearchError if the run fails.
+    end, in which they had no trial.
     """
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/bench.db"

@@ -1,6 +1,8 @@
 """The command line: parse, call, print. Everything heavy is imported inside the command that needs it."""
 
+import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import sys
 from enum import StrEnum
@@ -9,15 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fbsearch import cli_bench, cli_models
+from fbsearch.cli_options import DEFAULT_STORAGE, EXIT_INTERRUPTED, AsJson, Storage, StudyName, open_study
 from fbsearch.errors import ConfigError, FbsearchError, StorageError
 
 if TYPE_CHECKING:
-    from optuna import Study
-
     from fbsearch.study_file import StudyConfig
-
-DEFAULT_STORAGE = "sqlite:///studies/fbsearch.db"
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="fbsearch",
@@ -31,15 +30,6 @@ app = typer.Typer(
 StudyFile = Annotated[
     Path | None, typer.Argument(help="A study file (YAML). Without one: the default study, scikit-learn's digits.")
 ]
-Storage = Annotated[
-    str,
-    typer.Option(
-        envvar="FBSEARCH_STORAGE",
-        help="Database: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
-    ),
-]
-StudyName = Annotated[str | None, typer.Argument(help="A study's name. Without one: the newest in the database.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 class ExportFormat(StrEnum):
@@ -103,6 +93,8 @@ def run(
     from fbsearch.study import create_study, status
 
     config = _study_config(study_file, name=name, seed=seed)
+    if config.train.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("train.tensorboard: needs TensorBoard: pip install 'fbsearch[tensorboard]'")
     executor = make_executor(config.data, device=device, workers=_num_workers(workers))
     console = Console(stderr=as_json)
     database = open_storage(storage, create=True)
@@ -118,9 +110,11 @@ def run(
 
 
 def _study_config(study_file: Path | None, *, name: str | None, seed: int | None) -> "StudyConfig":
-    from fbsearch.study_file import StudyConfig, load_study
+    from fbsearch.study_file import MAX_NAME, StudyConfig, load_study
 
     config = StudyConfig() if study_file is None else load_study(study_file)
+    if name is not None and not 1 <= len(name) <= MAX_NAME:
+        raise typer.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--name")
     search = config.search if seed is None else config.search.model_copy(update={"seed": seed})
     return config.model_copy(update={"search": search, "name": config.name if name is None else name})
 
@@ -133,14 +127,6 @@ def _num_workers(text: str) -> int | None:
     return int(text)
 
 
-def _open_study(storage: str, name: str | None) -> "Study":
-    from fbsearch.storage import open_storage, storage_errors
-    from fbsearch.study import load_study
-
-    with storage_errors(storage):
-        return load_study(open_storage(storage), name)
-
-
 @app.command()
 def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """Show where a study stands and its best trial."""
@@ -151,7 +137,7 @@ def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: 
     from fbsearch.study import best_trials
     from fbsearch.study import status as study_status
 
-    study = _open_study(storage, name)
+    study = open_study(storage, name)
     with storage_errors(storage):
         content = study_status(study, url=storage)
         best = next(iter(best_trials(study, 1)), None)
@@ -176,7 +162,7 @@ def export(
     from fbsearch.study import export_best, trial_table
     from fbsearch.study_file import dump_export, write_text
 
-    study = _open_study(storage, name)
+    study = open_study(storage, name)
     with storage_errors(storage):
         if output_format is ExportFormat.YAML:
             best = export_best(study, top=top)
@@ -191,6 +177,33 @@ def export(
     except OSError as error:
         raise StorageError(f"{output}: cannot be written: {error.strerror}") from None
     print(f"{output}: {what} of the study {study.study_name!r}")
+
+
+@app.command()
+def report(
+    name: StudyName = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best to show with their configurations.")] = 10,
+    output: Annotated[Path | None, typer.Option(help="The file to write; without it: reports/<study>.html.")] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    static: Annotated[
+        Path | None, typer.Option(help="Also write every figure as PNG and SVG into this folder (needs kaleido).")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Write a study's report: one HTML file with figures, tables and the best configurations."""
+    import webbrowser
+
+    from fbsearch.report import write_report, write_static
+    from fbsearch.storage import storage_errors
+
+    study = open_study(storage, name)
+    with storage_errors(storage):
+        path = write_report(study, output, top=top)
+        print(f"{path}: the report of the study {study.study_name!r}")
+        if static is not None:
+            print(f"{static}: {len(write_static(study, static, top=top))} pictures")
+    if open_it:
+        webbrowser.open(path.absolute().as_uri())
 
 
 @app.command()
@@ -215,14 +228,15 @@ def validate(study_file: Annotated[Path, typer.Argument(help="The study file to 
     """Check a study file, and build every corner of its space on torch's meta device."""
     from fbsearch.cost import measure_corners
     from fbsearch.data import peek_shape
-    from fbsearch.study_file import load_study
+    from fbsearch.study_file import MAX_CORNERS, load_study
 
     config = load_study(study_file)
     shape = peek_shape(config.data)
     costs = measure_corners(config, **shape)
+    many = f"the first {MAX_CORNERS:,}" if len(costs) == MAX_CORNERS else str(len(costs))
     smallest, largest = (choose(cost.num_parameters for cost in costs) for choose in (min, max))
     print(
-        f"{study_file}: fine; {len(costs)} corners of the space build on {shape['in_channels']} x "
+        f"{study_file}: fine; {many} corners of the space build on {shape['in_channels']} x "
         f"{shape['image_size']} x {shape['image_size']} images: {smallest:,} to {largest:,} parameters, up to "
         f"{max(cost.flops for cost in costs):,} FLOPs an image"
     )
@@ -239,28 +253,60 @@ def schema() -> None:
 @app.command()
 def dashboard(
     storage: Storage = DEFAULT_STORAGE,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 8080,
+    host: Annotated[str, typer.Option(help="The address to listen on; any but this machine's own needs --token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8080,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Let nothing be changed, and change nothing.")] = False,
+    token: Annotated[
+        str | None, typer.Option(envvar="FBSEARCH_TOKEN", help="Ask for this password, with any user name.")
+    ] = None,
+    artifacts: Annotated[
+        Path | None, typer.Option(help="Folder of the trials' files. Without it: beside the database, FILE.artifacts.")
+    ] = None,
 ) -> None:
-    """Show the database in optuna-dashboard, on this machine only."""
-    import optuna_dashboard
-
+    """Show the database in optuna-dashboard, with notes, figures and files of each study."""
+    from fbsearch.guard import is_loopback, listen
     from fbsearch.storage import open_storage
 
-    opened = open_storage(storage)
-    print(f"http://127.0.0.1:{port}/  (Ctrl-C ends it)", flush=True)
+    if not token and (token is not None or not is_loopback(host)):
+        raise typer.BadParameter(f"a token that is not empty is needed to listen on {host}", param_hint="--token")
+    database = open_storage(storage)
     try:
-        optuna_dashboard.run_server(opened, host="127.0.0.1", port=port)
+        server = listen(host=host, port=port)
     except OSError as error:
-        raise ConfigError(f"--port {port}: {error.strerror}; name another") from None
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; name another") from None
+    from fbsearch.dashboard import open_dashboard  # takes 3 s
+
+    server.set_app(
+        open_dashboard(database, storage, artifacts=artifacts, host=host, token=token, read_only=read_only, say=print)
+    )
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("ended")
+    finally:
+        server.server_close()
 
 
 @app.command()
-def patterns(
-    output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("patterns.png"),
-    size: Annotated[int, typer.Option(min=1, max=2048, help="Pixels of one pattern.")] = 256,
+def watch(
+    name: StudyName = None,
+    storage: Storage = DEFAULT_STORAGE,
+    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once and exit.")] = False,
 ) -> None:
-    """Draw the five fractal patterns side by side."""
-    from fbsearch.analyze import draw_patterns
+    """Show a running study's table, read from the database: from another terminal, or another machine."""
+    from rich.console import Console
 
-    draw_patterns(output, size=size)
-    print(f"{output}: the five patterns at {size} x {size}")
+    from fbsearch.console import watch_study
+    from fbsearch.storage import storage_errors
+
+    study = open_study(storage, name)
+    with storage_errors(storage), contextlib.suppress(KeyboardInterrupt):
+        watch_study(Console(), study, interval=interval, once=once)
+
+
+app.add_typer(cli_models.app)
+app.add_typer(cli_bench.app, name="bench")

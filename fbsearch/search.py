@@ -142,6 +142,7 @@ class Coordinator:
         with self._interruptible():
             try:
                 put_back_running(self.study)
+                self.study.set_user_attr("num_trials", self.state.num_trials)  # for who watches from elsewhere
                 if self.state.num_finished < self.state.num_trials:
                     self.executor.start()
                 while self._go_on():

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import psutil
 import torch
@@ -55,33 +56,59 @@ class _Stopped(Exception):
     """The training steps were left because `stop_requested` said so."""
 
 
+class TrainState(TypedDict):
+    """All that a run needs to go on after an epoch; tensors and plain values, so that `weights_only` reads it back."""
+
+    epoch: int
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    generator: torch.Tensor
+    cpu_random: torch.Tensor
+    cuda_random: torch.Tensor | None
+    best_epoch: int
+    best_accuracy: float
+    best_weights: dict[str, torch.Tensor] | None
+
+
 def train(
-    model: nn.Module, config: TrialConfig, data: Dataset, *, stop_requested: Callable[[], bool] = lambda: False
+    model: nn.Module,
+    config: TrialConfig,
+    data: Dataset,
+    *,
+    stop_requested: Callable[[], bool] = lambda: False,
+    resume_from: TrainState | None = None,
+    save_state: Callable[[EpochStats, TrainState], None] | None = None,
 ) -> Iterator[EpochStats]:
     """Train `model` on the data's training split and validate it after every epoch.
 
     `model` maps [B, C, H, W] to [B, K] logits and lies on the data's device; it is trained in place, and with
     `keep_best` holds the best epoch's weights when the generator ends. Batches, augmentation, dropout and drop-path
-    are drawn from `config.seed`: same seed, same device, same numbers. `stop_requested` is asked before every step;
-    once it is true the generator ends, in the middle of an epoch. TrialError (`non_finite_loss`) as soon as the loss
-    is seen not to be finite.
+    are drawn from `config.seed`: same seed, same device, same numbers. An empty validation split is allowed without
+    `keep_best` and `early_stopping`; its loss and accuracy are not a number.
+
+    Args:
+        stop_requested: Asked before every step; once it is true the generator ends, in the middle of an epoch.
+        resume_from: Go on after this state's epoch. On the same device every number that follows is the one that the
+            run would have given without the break.
+        save_state: Gets every epoch with the state after it, before the epoch is yielded. The state's tensors are the
+            live ones: write or copy them before returning.
+
+    Raises TrialError (`non_finite_loss`) as soon as the loss is seen not to be finite.
     """
     run = _Run.start(model, config, data, stop_requested)
-    best_accuracy, best_epoch, best_weights = -1.0, 0, None
-    for epoch in range(1, config.train.epochs + 1):
+    if resume_from is not None:
+        run.restore(resume_from)
+    while not run.is_over():
         try:
-            stats = run.epoch(epoch)
+            stats = run.next_epoch()
         except _Stopped:
             return
-        if stats.val_accuracy > best_accuracy:
-            best_accuracy, best_epoch = stats.val_accuracy, epoch
-            if config.train.keep_best:
-                best_weights = copy.deepcopy(model.state_dict())
+        if save_state is not None:
+            save_state(stats, run.state())
         yield stats
-        if config.train.early_stopping and epoch - best_epoch >= config.train.early_stopping:
-            break
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
+    if run.best_weights is not None:
+        model.load_state_dict(run.best_weights)
 
 
 def final_accuracy(history: list[EpochStats], config: TrainConfig) -> float:
@@ -104,9 +131,15 @@ class _Run:
     device: torch.device
     dtype: torch.dtype
     stop_requested: Callable[[], bool]
+    epoch: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_weights: dict[str, torch.Tensor] | None = None
 
     @classmethod
     def start(cls, model: nn.Module, config: TrialConfig, data: Dataset, stop_requested: Callable[[], bool]) -> "_Run":
+        needs_validation = config.train.keep_best or config.train.early_stopping
+        assert len(data.val.labels_N) or not needs_validation, "the best epoch is found on the validation split"
         device = data.train.images_NCHW.device
         torch.manual_seed(config.seed)
         model.to(memory_format=torch.channels_last)
@@ -117,13 +150,53 @@ class _Run:
         dtype = choose_dtype(config.train.precision, device)
         return cls(model, config, data, optimizer, scheduler, generator, device, dtype, stop_requested)
 
-    def epoch(self, epoch: int) -> EpochStats:
+    def state(self) -> TrainState:
+        return TrainState(
+            epoch=self.epoch,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            generator=self.generator.get_state(),
+            cpu_random=torch.get_rng_state(),
+            cuda_random=torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            best_epoch=self.best_epoch,
+            best_accuracy=self.best_accuracy,
+            best_weights=self.best_weights,
+        )
+
+    def restore(self, state: TrainState) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["cpu_random"])
+        if state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.best_accuracy, self.best_weights = state["best_accuracy"], state["best_weights"]
+
+    def is_over(self) -> bool:
+        patience = self.config.train.early_stopping
+        return self.epoch >= self.config.train.epochs or bool(patience and self.epoch - self.best_epoch >= patience)
+
+    def next_epoch(self) -> EpochStats:
+        stats = self._train_and_validate(self.epoch + 1)
+        self.epoch = stats.epoch
+        if stats.val_accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = stats.val_accuracy, stats.epoch
+            if self.config.train.keep_best:
+                self.best_weights = copy.deepcopy(self.model.state_dict())
+        return stats
+
+    def _train_and_validate(self, epoch: int) -> EpochStats:
         started = time.perf_counter()
         train_loss, train_accuracy, num_images = self._steps()
         stepped = time.perf_counter()
-        val_loss, val_accuracy = evaluate(self.model, self.data, self.data.val, dtype=self.dtype)
-        if not math.isfinite(val_loss):
-            raise _not_finite("validation")
+        val_loss = val_accuracy = math.nan
+        if len(self.data.val.labels_N):
+            val_loss, val_accuracy = evaluate(self.model, self.data, self.data.val, dtype=self.dtype)
+            if not math.isfinite(val_loss):
+                raise _not_finite("validation")
         ended = time.perf_counter()
         return EpochStats(
             epoch=epoch,

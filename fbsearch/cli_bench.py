@@ -1,0 +1,83 @@
+"""The commands under `fbsearch bench`: how fast is it on this machine."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fbsearch.cli_options import AsJson, Device
+
+app = typer.Typer(help="Measure how fast it is on this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("model")
+def bench_model(
+    sizes: Annotated[
+        str, typer.Option(help="Of small, medium, large, xlarge and digits (the default study's); joined by commas.")
+    ] = "small,medium,digits",
+    precision: Annotated[str, typer.Option(help="Of fp32 and bf16; joined by commas.")] = "fp32,bf16",
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step, instead of each net's own.")] = None,
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Samples of each figure; medians are shown.")] = 7,
+    with_compile: Annotated[bool, typer.Option("--compile", help="Also through torch.compile (minutes).")] = False,
+    reference_form: Annotated[
+        bool,
+        typer.Option(
+            "--reference-form",
+            help="Ours with pooled attention and channel dropout as in the public reference, for equal work.",
+        ),
+    ] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A Python file that offers create_fractal_brain_net(model_size, num_classes, fractal_pattern), to "
+            "measure in turns with ours. The file is EXECUTED: name only what you trust. Can be repeated."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the network: speed of training steps and inference, FLOPs, memory, against the machine's peak."""
+    from rich.console import Console
+
+    from fbsearch import bench_model as bench
+    from fbsearch.bench import make_console
+
+    progress = Console(stderr=True, style="dim", highlight=False, markup=False)
+    report = bench.bench_model(
+        sizes=sizes.split(","),
+        precisions=precision.split(","),
+        batch_size=batch_size,
+        device=device,
+        num_threads=threads,
+        repeats=repeats,
+        compiled=with_compile,
+        reference_form=reference_form,
+        against=against or [],
+        say=progress.print,
+    )
+    if as_json:
+        print(json.dumps(report))
+    else:
+        bench.print_model_bench(make_console(), report)
+
+
+@app.command("trial")
+def bench_trial(
+    study_file: Annotated[Path, typer.Argument(help="The study file to search.")] = Path("studies/digits.yaml"),
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials of each run.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs, each in a new database; medians are shown.")] = 1,
+    workers: Annotated[str, typer.Option(help="auto, or a number of worker processes.")] = "auto",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure where a trial's seconds go: run a study as a user would, and look at its processes and its database."""
+    from fbsearch import bench_trial as bench
+    from fbsearch.bench import make_console
+
+    report = bench.bench_trial(study_file, num_trials=trials, repeats=repeats, workers=workers, device=device)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        bench.print_trial_bench(make_console(), report)
