@@ -141,6 +141,9 @@ class TrainConfig(Strict):
     precision: Precision = Field(
         "auto", description="auto | fp32 | bf16 (matrix products and convolutions in bfloat16)"
     )
+    tensorboard: str | None = Field(
+        None, min_length=1, description="folder for curves that TensorBoard shows, one run a trial; null writes none"
+    )
 
     @model_validator(mode="after")
     def _check_warmup(self) -> "TrainConfig":

@@ -9,7 +9,8 @@ import time
 from types import TracebackType
 from typing import Any
 
-from optuna.trial import FrozenTrial
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -21,10 +22,13 @@ from fbsearch.config import TrialConfig
 from fbsearch.events import Epoch, Event, Failed, Finished, Notice, Ready, Started, WorkerDied
 from fbsearch.search import RunningTrial, SearchState
 from fbsearch.storage import hide_password
-from fbsearch.study import sampled_names, trial_config
+from fbsearch.study import FINISHED, best_trials, is_failure, sampled_names, trial_config
 from fbsearch.study_file import StudyConfig
 
 UPDATES_PER_SECOND = 2
+# What `watch` shows: so many trials that have ended, and the pace of those that ended in this time before the newest.
+NUM_LATEST = 8
+PACE_WINDOW = datetime.timedelta(minutes=10)
 
 
 def describe(config: TrialConfig, space: Any) -> str:
@@ -35,8 +39,11 @@ def describe(config: TrialConfig, space: Any) -> str:
 def format_value(config: TrialConfig, name: str) -> str:
     """The value of a dotted name in a configuration, for people."""
     section, field = name.split(".")
-    value = getattr(getattr(config, section), field)
-    if isinstance(value, tuple):
+    return _format(getattr(getattr(config, section), field))
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
         return str(list(value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -208,3 +215,113 @@ def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | N
         console.print("no trial is complete yet")
     else:
         print_best(console, best)
+
+
+def watch_study(console: Console, study: optuna.Study, *, interval: float, once: bool) -> None:
+    """Show a study from the database every `interval` seconds until KeyboardInterrupt; `once` prints it and returns.
+
+    A table drawn anew in place on a terminal, elsewhere a line for each trial that ends. Only reads, and through
+    Optuna's cache: of the trials those that have not ended, so that a look costs the same however many have.
+    """
+    if once:
+        console.print(watch_table(study))
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(watch_table(study), refresh=True)
+                time.sleep(interval)
+    else:
+        _watch_lines(console, study, interval=interval)
+
+
+def _watch_lines(console: Console, study: optuna.Study, *, interval: float) -> None:
+    seen: set[int] | None = None
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        ended = {trial.number for trial in trials if trial.state.is_finished()}
+        if seen is None:
+            console.print(f"{study.study_name}: {_counts(trials)}", markup=False, highlight=False, soft_wrap=True)
+        for number in sorted(ended - (ended if seen is None else seen)):
+            trial = trials[number]
+            what = f"trial {number} {_outcome(trial)}: {_describe_stored(trial)}"
+            console.print(f"[{_progress(study, trials)}] {what}", markup=False, highlight=False, soft_wrap=True)
+        seen = ended
+        time.sleep(interval)
+
+
+def watch_table(study: optuna.Study) -> RenderableType:
+    """Counts, best, running and latest trials of a study, as the database has them now."""
+    trials = study.get_trials(deepcopy=False)
+    head = Table.grid(padding=(0, 2))
+    head.add_row(Text(study.study_name, style="bold"), _progress(study, trials), _counts(trials), _pace(study, trials))
+    best = next(iter(best_trials(study, 1)), None)
+    if best is None:
+        line = Text("no trial is complete yet", style="dim")
+    else:
+        line = Text.assemble(
+            "best ", (f"{best.value:.2%}", "bold green"), f"  trial {best.number}: {_describe_stored(best)}"
+        )
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    ended = [trial for trial in trials if trial.datetime_complete is not None]
+    latest = sorted(ended, key=lambda trial: trial.datetime_complete or 0, reverse=True)[:NUM_LATEST]
+    now = _columns("running", "epoch", "val acc", "device", "configuration")
+    for trial in running:
+        values = list(trial.intermediate_values.values())
+        epochs = trial.user_attrs.get("config", {}).get("train", {}).get("epochs", "?")
+        accuracy, device = f"{values[-1]:.2%}" if values else "", trial.user_attrs.get("device", "starting")
+        now.add_row(str(trial.number), f"{len(values)}/{epochs}", accuracy, Text(device), Text(_describe_stored(trial)))
+    then = _columns("ended", "how", "configuration")
+    for trial in latest:
+        then.add_row(str(trial.number), Text(_outcome(trial)), Text(_describe_stored(trial)))
+    nothing = Text("no trial is running", style="dim")
+    return Group(head, line, now if running else nothing, then if latest else Text())
+
+
+def _columns(*names: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in names:
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _counts(trials: list[FrozenTrial]) -> str:
+    states = [trial.state for trial in trials]
+    return (
+        f"{states.count(TrialState.COMPLETE)} complete, {states.count(TrialState.PRUNED)} pruned, "
+        f"{sum(map(is_failure, trials))} failed, {states.count(TrialState.RUNNING)} running"
+    )
+
+
+def _progress(study: optuna.Study, trials: list[FrozenTrial]) -> str:
+    total = study.user_attrs.get("num_trials")
+    return f"{sum(trial.state in FINISHED for trial in trials)}" + ("" if total is None else f"/{total}")
+
+
+def _pace(study: optuna.Study, trials: list[FrozenTrial]) -> str:
+    """Trials a minute of late and the time that is left, where something runs and both can be told."""
+    ends = sorted(trial.datetime_complete for trial in trials if trial.state in FINISHED and trial.datetime_complete)
+    ends = [end for end in ends if ends[-1] - end < PACE_WINDOW]
+    if len(ends) < 2 or ends[-1] == ends[0] or not any(trial.state == TrialState.RUNNING for trial in trials):
+        return ""
+    seconds_each = (ends[-1] - ends[0]).total_seconds() / (len(ends) - 1)
+    total = study.user_attrs.get("num_trials")
+    left = 0 if total is None else total - sum(trial.state in FINISHED for trial in trials)
+    about = f", about {format_seconds(left * seconds_each)} left" if left > 0 else ""
+    return f"{60 / seconds_each:.3g} trials a minute{about}"
+
+
+def _outcome(trial: FrozenTrial) -> str:
+    """How a trial ended: `complete 97.20%`, `pruned   81.00% after epoch 2`, `failed   ...`."""
+    if trial.state == TrialState.COMPLETE:
+        return f"complete {trial.value:.2%}"
+    if trial.state == TrialState.PRUNED and trial.intermediate_values:
+        epoch = max(trial.intermediate_values)
+        return f"pruned   {trial.intermediate_values[epoch]:.2%} after epoch {epoch}"
+    return f"{'failed' if is_failure(trial) else 'put back'}   {trial.user_attrs.get('failure', {}).get('message', '')}"
+
+
+def _describe_stored(trial: FrozenTrial) -> str:
+    """What was sampled for a trial, short, from what is stored, whichever version of fbsearch has stored it."""
+    config = trial.user_attrs.get("config", {})
+    parts = [name.partition(".") for name in sampled_names(trial)]
+    return ", ".join(f"{field} {_format(config.get(section, {}).get(field))}" for section, _, field in parts if config)

@@ -17,7 +17,14 @@ from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError,
 from fbsearch.config import ModelConfig, Strict, TrainConfig
 
 SECTIONS: dict[str, type[Strict]] = {"model": ModelConfig, "train": TrainConfig}
-FIELDS = tuple(f"{section}.{field}" for section, model in SECTIONS.items() for field in model.model_fields)
+# Where to write, which changes no result: never searched, and free to change when a study is resumed.
+NO_SETTING = "train.tensorboard"
+FIELDS = tuple(
+    f"{section}.{field}"
+    for section, model in SECTIONS.items()
+    for field in model.model_fields
+    if f"{section}.{field}" != NO_SETTING
+)
 LEVELS = "model.fractal_levels"
 # An integer range is checked value by value up to this many values, beyond that at its two ends.
 MAX_CHECKED_VALUES = 4096

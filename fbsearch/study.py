@@ -17,7 +17,17 @@ from pydantic import ValidationError
 
 from fbsearch.config import TrialConfig
 from fbsearch.errors import ConfigError, StorageError
-from fbsearch.space import LEVELS, MAX_GRID, ChoiceSpace, LevelsSpace, choice_label, grid_points, is_integer, values
+from fbsearch.space import (
+    LEVELS,
+    MAX_GRID,
+    NO_SETTING,
+    ChoiceSpace,
+    LevelsSpace,
+    choice_label,
+    grid_points,
+    is_integer,
+    values,
+)
 from fbsearch.storage import hide_password
 from fbsearch.study_file import Export, SearchConfig, StudyConfig
 
@@ -87,7 +97,7 @@ def _check_unchanged(stored: StudyConfig, config: StudyConfig) -> None:
     changes = [
         f"  {key}: {was.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in was | now
-        if was.get(key) != now.get(key)
+        if key != NO_SETTING and was.get(key) != now.get(key)
     ]
     if changes:
         raise ConfigError(

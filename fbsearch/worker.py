@@ -24,6 +24,7 @@ from fbsearch.data import load_dataset
 from fbsearch.errors import FbsearchError, TrialError
 from fbsearch.events import CannotStart, Epoch, Event, Failed, Finished, Notice, Ready, Started, Stopped
 from fbsearch.model import FractalBrainNet
+from fbsearch.tensorboard import curves
 from fbsearch.train import choose_device, final_accuracy, train
 
 VERSIONED = ("fbsearch", "torch", "numpy")
@@ -71,9 +72,11 @@ class Worker:
             yield Started(self.number, trial, cost.num_parameters, cost.flops)
             model = FractalBrainNet(config.model, **shape)
             history = []
-            for stats in train(model.to(self.device), config, self.data, stop_requested=stop_requested):
-                history.append(stats)
-                yield Epoch(self.number, trial, stats)
+            with curves(config, trial=trial) as write_curves:
+                for stats in train(model.to(self.device), config, self.data, stop_requested=stop_requested):
+                    history.append(stats)
+                    write_curves(stats)
+                    yield Epoch(self.number, trial, stats)
             if stop_requested():
                 yield Stopped(self.number, trial)
             else:
