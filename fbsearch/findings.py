@@ -165,7 +165,7 @@ def _importance_rows(frame: pd.DataFrame, scores: "pd.Series[float]", basis: str
     if not names:
         return []
     shares = _ped_anova(part, known, names)
-    ranks = known.rank().to_numpy(dtype=np.float64)
+    ranks: NDArray[np.float64] = np.asarray(known.rank(), dtype=np.float64)
     columns = {name: _columns(part, name) for name in names}
     rows = []
     for name in names:

@@ -46,6 +46,7 @@ from fbsearch.study import (
     is_failure,
     put_back,
     put_back_running,
+    rank_order,
     sample,
 )
 from fbsearch.study_file import StudyConfig
@@ -195,8 +196,7 @@ class Coordinator:
 
     def _ask(self, worker: int) -> bool:
         """Give a worker the next trial; False if there is none, or it cannot be built."""
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if self.config.search.sampler == "grid" and not waiting and not enqueue_grid_point(self.study, self.config):
+        if self.config.search.sampler == "grid" and not self._fill_queue():
             self.state.end = "grid_exhausted"
             return False
         trial = self.study.ask()
@@ -213,6 +213,11 @@ class Coordinator:
         self.state.running[worker] = RunningTrial(trial, config, worker)
         self.executor.submit(worker, trial.number, config)
         return True
+
+    def _fill_queue(self) -> bool:
+        """Whether a point of the grid waits: one that was put back, or else the next."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return bool(waiting) or enqueue_grid_point(self.study, self.config)
 
     def _handle(self, event: Event) -> None:
         running = self.state.running.get(event.worker)
@@ -281,13 +286,14 @@ class Coordinator:
         running.trial.set_user_attr("seconds", time.monotonic() - running.handed_out)
 
     def _tell(self, running: RunningTrial, state: TrialState, *, value: float | None = None) -> None:
-        self.study.tell(running.trial, value, state=state)
+        told = self.study.tell(running.trial, value, state=state)
         self._same_failures.clear()
         if state == TrialState.PRUNED:
             self.state.num_pruned += 1
             return
         self.state.num_complete += 1
-        self.state.best = best_trials(self.study, 1)[0]
+        if self.state.best is None or rank_order(told) < rank_order(self.state.best):
+            self.state.best = told
 
     def _failed(self, trial: optuna.Trial, *, kind: str, message: str, details: str = "") -> None:
         """Record a failure, try the configuration again where that can help, stop where it is always the same."""

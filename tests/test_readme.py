@@ -1,0 +1,118 @@
+"""The README's promises: every command in it runs, in the order it stands there, and its YAML and Python work."""
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from fbsearch.study_file import load_study
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    (?:pip install uv && )?uv run (.*?)\s*(?:#.*)?$", README, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README's reader has it: the study files, and a small image tree where they look for one."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "studies").mkdir()
+    for study in (ROOT / "studies").glob("*.yaml"):
+        content = yaml.safe_load(study.read_text(encoding="utf-8"))
+        content["train"] = content.get("train", {}) | {"epochs": 1}
+        (folder / "studies" / study.name).write_text(yaml.safe_dump(content))
+    for part, count in (("train", 12), ("test", 2)):
+        for label, colour in {"cat": "red", "dog": "blue"}.items():
+            place = folder / "data" / "cifar10" / part / label
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), colour).rotate(number).save(place / f"{number}.png")
+    return folder
+
+
+def shorten(command: str) -> list[str]:
+    """The command as it stands, but with few trials, epochs and seeds, and one worker."""
+    for flag, value in {"trials": 2, "workers": 1, "seeds": 1, "epochs": 1}.items():
+        command = re.sub(rf"--{flag} \d+", f"--{flag} {value}", command)
+    return shlex.split(command)
+
+
+def test_readme_names_the_main_commands() -> None:
+    assert COMMANDS[:2] == ["fbsearch run --trials 100", "pytest"]
+    assert len([command for command in COMMANDS if command.startswith("fbsearch")]) >= 6
+
+
+@pytest.mark.slow
+def test_readme_commands_run_in_order(folder: Path) -> None:
+    for command in COMMANDS:
+        program, *arguments = shorten(command)
+        if program == "fbsearch":
+            ran = subprocess.run(
+                [sys.executable, "-m", "fbsearch", *arguments], cwd=folder, capture_output=True, text=True, check=False
+            )
+            assert ran.returncode == 0, f"{command}: {ran.stderr}"
+        else:
+            assert program in ("pytest", "optuna-dashboard"), command
+    assert (folder / "best.yaml").exists()
+
+
+@pytest.mark.slow
+def test_readme_optuna_dashboard_shows_the_study(folder: Path) -> None:
+    command = next(command for command in COMMANDS if command.startswith("optuna-dashboard"))
+    subprocess.run(
+        [sys.executable, "-m", "fbsearch", "run", "--trials", "1", "--workers", "1"],
+        cwd=folder, capture_output=True, check=True,
+    )  # fmt: skip
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = Path(sys.executable).with_name("optuna-dashboard")
+    server = subprocess.Popen(
+        [program, *shlex.split(command)[1:], "--port", str(port)],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert '"study_name": "digits"' in fetch(f"http://127.0.0.1:{port}/api/studies")
+    finally:
+        server.kill()
+        server.wait()
+
+
+def fetch(url: str) -> str:
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing answers at {url}")
+
+
+def test_readme_study_file_can_be_loaded(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "study.yaml").write_text(block)
+    assert load_study(tmp_path / "study.yaml").data.name == "folder"
+
+
+@pytest.mark.slow
+def test_readme_python_works_on_an_export(folder: Path) -> None:
+    assert (folder / "best.yaml").exists(), "the commands above have written it"
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        subprocess.run([sys.executable, "-c", block], cwd=folder, check=True)
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_readme_has_no_gap_left() -> None:
+    assert "@@" not in README
