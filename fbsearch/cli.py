@@ -130,20 +130,21 @@ def _num_workers(text: str) -> int | None:
 @app.command()
 def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """Show where a study stands and its best trial."""
-    from rich.console import Console
-
-    from fbsearch.console import print_status
     from fbsearch.storage import storage_errors
-    from fbsearch.study import best_trials
+    from fbsearch.study import best_trial
     from fbsearch.study import status as study_status
 
     study = open_study(storage, name)
     with storage_errors(storage):
         content = study_status(study, url=storage)
-        best = next(iter(best_trials(study, 1)), None)
+        best = None if as_json else best_trial(study)
     if as_json:
         print(json.dumps(content))
     else:
+        from rich.console import Console
+
+        from fbsearch.console import print_status
+
         print_status(Console(), content, best)
 
 

@@ -15,6 +15,7 @@ from fbsearch.storage import open_storage
 from fbsearch.study import (
     FINISHED,
     INTERRUPTED,
+    best_trial,
     best_trials,
     create_study,
     enqueue_grid_point,
@@ -503,6 +504,82 @@ def test_status_keys_and_counts(study: optuna.Study) -> None:
     }  # fmt: skip
     assert (found["best"]["trial"], found["best"]["value"]) == (best, 0.75)
     assert TrialConfig.model_validate(found["best"]["config"]) == trial_config(frozen(study, best))
+
+
+def slow_status(study: optuna.Study) -> dict[str, Any]:
+    """What status gives, from every trial."""
+    trials = study.get_trials(deepcopy=False)
+    states = [trial.state for trial in trials]
+    best = next(iter(best_trials(study, 1)), None)
+    return {
+        "study": study.study_name,
+        "storage": "sqlite:///x.db",
+        "num_complete": states.count(TrialState.COMPLETE),
+        "num_pruned": states.count(TrialState.PRUNED),
+        "num_failed": sum(is_failure(trial) for trial in trials),
+        "num_running": states.count(TrialState.RUNNING),
+        "num_waiting": states.count(TrialState.WAITING),
+        "best": best and {"trial": best.number, "value": best.value, "config": best.user_attrs["config"]},
+    }
+
+
+def fill_mixed(study: optuna.Study) -> None:
+    """Trials of every state and way to fail, and ties at the best value."""
+    for value, size in [(0.1 + 0.2, 50), (0.3, 1), (0.1 + 0.2, 9), (0.1 + 0.2, 10), (0.1 + 0.2, 9)]:
+        finish(study, value, num_parameters=size)
+    for value in (0.1 + 0.2, 0.99):  # pruned ones are not the best, however good
+        pruned, _ = start(study, num_parameters=1)
+        pruned.report(value, step=1)
+        study.tell(pruned, state=TrialState.PRUNED)
+    for kind in ("worker_died", "worker_died", "non_finite_loss"):
+        fail(study, start(study)[0].number, kind=kind, message=f'"kind": "{INTERRUPTED}"')
+    study.tell(start(study)[0], state=TrialState.FAIL)  # without a reason
+    for _ in range(2):
+        start(study)
+    put_back_running(study)
+    # A trial that was told a reason and goes on, for a moment, is running.
+    start(study, failure={"kind": INTERRUPTED, "message": "x"})
+
+
+@pytest.mark.parametrize("step", ["empty", "unfinished", "mixed", "infinite"])
+def test_status_equals_what_all_trials_say(storage: RDBStorage, study: optuna.Study, step: str) -> None:
+    fill_mixed(create_study(storage, study_of({"name": "another"})))  # of which nothing is counted
+    if step == "unfinished":
+        start(study)
+        study.enqueue_trial({})
+    elif step != "empty":
+        fill_mixed(study)
+    if step == "infinite":
+        for size in (2, 1):
+            finish(study, float("inf"), num_parameters=size)
+    found = status(load_study(storage, study.study_name), url="sqlite:///x.db")
+    assert found == slow_status(study)
+    if step == "mixed":
+        counts = [found[f"num_{kind}"] for kind in ("complete", "pruned", "failed", "running", "waiting")]
+        assert counts == [5, 2, 4, 1, 1]
+        assert found["best"]["trial"] == 2
+
+
+def test_best_trial_is_the_first_of_best_trials(study: optuna.Study) -> None:
+    assert best_trial(study) is None
+    finish(study, 0.5, num_parameters=1)
+    fill_mixed(study)
+    assert best_trial(study) == best_trials(study, 1)[0]
+    unsized = finish(study, 0.5)
+    found = best_trial(study)
+    assert found == best_trials(study, 1)[0] and found is not None and found.number == unsized
+
+
+def test_load_study_and_status_read_one_trial_only(
+    storage: RDBStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_mixed(study)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("reads every trial")
+
+    monkeypatch.setattr(RDBStorage, "_get_trials", refuse)
+    assert status(load_study(storage, None), url="sqlite:///x.db")["best"]["trial"] == 2
 
 
 def with_environment(study: optuna.Study, values: list[float]) -> None:
