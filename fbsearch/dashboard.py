@@ -116,7 +116,8 @@ def annotate_all(
     storage: optuna.storages.BaseStorage, url: str, store: FileSystemArtifactStore, *, say: Callable[[str], None]
 ) -> None:
     """Write notes, figures and files on every study that is fbsearch's and not being searched."""
-    for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
+    # optuna.get_all_study_summaries would read every trial of every study.
+    for summary in storage.get_all_studies():
         if "config" not in summary.user_attrs or len(summary.directions) != 1:
             continue
         name = summary.study_name

@@ -334,7 +334,7 @@ def test_dashboard_open_while_a_search_runs_does_not_disturb_it(tmp_path: Path) 
         "name": "live",
         "data": {"limit": 100},
         "model": {"base_channels": 4, "pattern_resolution": 8, "fractal_levels": [1]},
-        "train": {"epochs": 3},
+        "train": {"epochs": 60},
         "space": {"train.learning_rate": {"low": 0.003, "high": 0.05, "log": True}},
         "search": {"pruner": "none"},
     }

@@ -17,7 +17,9 @@ from fbsearch.study_file import load_study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    (?:pip install uv && )?uv run (.*?)\s*(?:#.*)?$", README, flags=re.MULTILINE)
+COMMAND = re.compile(r"^    (?:pip install uv && )?uv run (.*?)\s*(?:#.*)?$", flags=re.MULTILINE)
+COMMANDS = COMMAND.findall(README)
+PORTUGUESE = (ROOT / "README.pt-BR.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +118,47 @@ def test_readme_links_lead_somewhere() -> None:
 
 def test_readme_has_no_gap_left() -> None:
     assert "@@" not in README
+
+
+def test_readme_portuguese_has_the_same_commands_in_the_same_order() -> None:
+    assert COMMAND.findall(PORTUGUESE) == COMMANDS
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(r"^```.*?^```$", id="fenced code"),
+        pytest.param(r"^    .*$", id="indented code"),
+        pytest.param(r"^<!-- .* -->$", id="comments"),
+        pytest.param(r"^(#+) ", id="sections"),
+        pytest.param(r"^- ", id="list items"),
+        pytest.param(r"^(\| (?:`[^`]*`(?:, )?)+ \|)", id="table rows"),
+    ],
+)
+def test_readme_portuguese_has_the_same_parts(part: str) -> None:
+    pattern = re.compile(part, flags=re.MULTILINE | (re.DOTALL if part.startswith("^```") else 0))
+    assert pattern.findall(README)
+    assert pattern.findall(PORTUGUESE) == pattern.findall(README)
+
+
+def test_readme_portuguese_has_the_same_code_in_its_sentences() -> None:
+    ours, theirs = (sorted(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)) for text in (PORTUGUESE, README))
+    assert ours == theirs
+
+
+def test_readme_portuguese_has_the_same_links_and_pictures() -> None:
+    ours, theirs = (re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", text) for text in (PORTUGUESE, README))
+    assert ours[0] == ("", "README.md")
+    assert theirs[0] == ("", "README.pt-BR.md")
+    assert ours[1:] == theirs[1:]
+
+
+def test_command_reference_is_what_the_generator_gives(tmp_path: Path) -> None:
+    command = "typer fbsearch.cli utils docs --name fbsearch --title Commands --output"
+    subprocess.run(
+        [sys.executable, "-m", *shlex.split(command), tmp_path / "commands.md"],
+        cwd=ROOT, capture_output=True, check=True,
+    )  # fmt: skip
+    wanted = (tmp_path / "commands.md").read_text(encoding="utf-8")
+    there = (ROOT / "reports" / "commands.md").read_text(encoding="utf-8")
+    assert there == wanted, f"the commands have changed: uv run {command} reports/commands.md"
