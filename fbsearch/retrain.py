@@ -425,21 +425,22 @@ def judge_fit(history: Sequence[EpochStats], *, num_val: int, score: float, scor
 
 
 def summarize(folder: Path) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds of each rank from the results under a study's folder.
+    """Mean and standard deviation over the seeds of each configuration from the results under a study's folder.
 
-    Written there as summary.csv and summary.json, one row a rank; returned. Deviations are of the sample (n - 1), None
+    Written there as summary.csv and summary.json, one row a rank and trial (a study that went on may have exported
+    another trial as the same rank); returned. Deviations are of the sample (n - 1), None
     for a single seed.
     """
-    by_rank: dict[int, list[dict[str, Any]]] = {}
+    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob(f"rank-*/seed-*/{RESULT_NAME}")):
         try:
             result = json.loads(path.read_bytes())
         except ValueError as error:
             raise ConfigError(f"{path}: cannot be read ({error}); delete {path.parent} to train it again") from None
-        by_rank.setdefault(result["rank"], []).append(result)
-    rows = [_summary_row(by_rank[rank]) for rank in sorted(by_rank)]
+        found.setdefault((result["rank"], result["trial"]), []).append(result)
+    rows = [_summary_row(found[key]) for key in sorted(found)]
     write_bytes(folder / "summary.csv", _csv(rows))
-    content = [row | {"results": by_rank[row["rank"]]} for row in rows]
+    content = [row | {"results": found[row["rank"], row["trial"]]} for row in rows]
     write_bytes(folder / "summary.json", json.dumps(content, indent=1).encode())
     return rows
 

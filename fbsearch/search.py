@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import json
 import re
 import signal
 import subprocess
@@ -173,8 +174,9 @@ class Coordinator:
     def _interruptible(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM end the search between two writes; a second one at once."""
 
-        def on_signal(_number: int, _frame: FrameType | None) -> None:
-            if self._interrupted:
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            # `timeout` and cluster managers may send SIGTERM twice; only a person presses Ctrl-C again.
+            if self._interrupted and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._interrupted = True
 
@@ -241,6 +243,8 @@ class Coordinator:
             case Failed() if running is not None:
                 self._free(event.worker)
                 self._failed(running.trial, kind=event.kind, message=event.message, details=event.details)
+            case WorkerDied() if self._interrupted:
+                pass  # a SIGTERM to the whole process group: what ran is put back at the end
             case WorkerDied():
                 self.state.running.pop(event.worker, None)
                 self._idle = [worker for worker in self._idle if worker != event.worker]
@@ -250,6 +254,7 @@ class Coordinator:
     def _ready(self, event: Ready) -> None:
         if self.state.dataset is None:
             self.state.dataset = event.dataset
+            self._check_dataset()
             self.study.set_user_attr("dataset", dataclasses.asdict(event.dataset))
             self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
             # Start-up is behind us: what is left is estimated from trials alone.
@@ -257,6 +262,17 @@ class Coordinator:
         self.state.devices[event.worker] = event.device
         self.state.notice = ""
         self._idle.append(event.worker)
+
+    def _check_dataset(self) -> None:
+        """Refuse to go on with a study whose finished trials were trained on other data."""
+        stored = self.study.user_attrs.get("dataset")
+        now = json.loads(json.dumps(dataclasses.asdict(self.state.dataset)))  # type: ignore[arg-type]
+        if self.state.num_finished and stored is not None and stored != now:
+            changed = ", ".join(f"{key} {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key])
+            raise ConfigError(
+                f"the data of the study {self.config.name!r} have changed since its trials were run ({changed}): their "
+                "results cannot be compared; --name NAME starts a new study"
+            )
 
     def _free(self, worker: int) -> None:
         self.state.running.pop(worker, None)
@@ -305,6 +321,7 @@ class Coordinator:
         if attempt < MAX_ATTEMPTS and kind not in ("non_finite_loss", "invalid_configuration"):
             frozen = self.study.get_trials(deepcopy=False)[trial.number]
             put_back(self.study, frozen, kind=kind, message=message, attempt=attempt + 1)
+            self.state.end = None  # a grid that seemed exhausted is not
         else:
             fail(self.study, trial.number, kind=kind, message=message)
         # The same bug may name other sizes in each trial.

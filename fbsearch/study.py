@@ -55,6 +55,8 @@ def create_study(storage: optuna.storages.RDBStorage, config: StudyConfig) -> op
     ConfigError if what is stored under the name was searched in a different space, on different data, or with a
     different network or training: their values could not be compared.
     """
+    for _ in config.corners():
+        pass  # each is checked as it is made: values that cannot be used together are refused before anything is stored
     try:
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
@@ -132,7 +134,8 @@ def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.Ba
 
 def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
     """Optuna's pruner, its resources counted in epochs."""
-    epochs = max(trial.train.epochs for trial in config.corners())
+    searched = config.space.get("train.epochs")
+    epochs = config.train.epochs if searched is None else max(values("train.epochs", searched, most=MAX_GRID))
     match config.search.pruner:
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=10, n_warmup_steps=max(1, epochs // 4))
@@ -180,15 +183,18 @@ def _grid(text: str) -> list[dict[str, Any]]:
 
 def enqueue_grid_point(study: optuna.Study, config: StudyConfig) -> bool:
     """Put the next point of the grid into the queue; False when every point has been there."""
-    used = sum(
-        "grid_index" in trial.user_attrs and "retry_of" not in trial.user_attrs
+    # Points are known by their values: another seed, or another order of the space, numbers them otherwise.
+    used = {
+        json.dumps(trial.system_attrs["fixed_params"], sort_keys=True)
         for trial in study.get_trials(deepcopy=False)
-    )
-    points = _grid(config.model_dump_json())
-    if used >= len(points):
-        return False
-    study.enqueue_trial({k: choice_label(v) for k, v in points[used].items()}, user_attrs={"grid_index": used})
-    return True
+        if "grid_index" in trial.user_attrs
+    }
+    for index, point in enumerate(_grid(config.model_dump_json())):
+        labels = {name: choice_label(value) for name, value in point.items()}
+        if json.dumps(labels, sort_keys=True) not in used:
+            study.enqueue_trial(labels, user_attrs={"grid_index": index})
+            return True
+    return False
 
 
 def put_back(study: optuna.Study, trial: FrozenTrial, *, kind: str, message: str, attempt: int) -> None:

@@ -299,8 +299,14 @@ def make_scheduler(
     schedulers = torch.optim.lr_scheduler
     total = config.epochs * steps_per_epoch
     if config.schedule == "one_cycle":
+        # adam's first beta goes the other way round than the rate; a momentum that was chosen stays what it is.
+        cycle_momentum = config.optimizer in ("adam", "adamw")
         return schedulers.OneCycleLR(
-            optimizer, max_lr=config.learning_rate, total_steps=total + 1, pct_start=ONE_CYCLE_WARMUP_SHARE
+            optimizer,
+            max_lr=config.learning_rate,
+            total_steps=total + 1,
+            pct_start=ONE_CYCLE_WARMUP_SHARE,
+            cycle_momentum=cycle_momentum,
         )
     warmup = round(config.warmup_epochs * steps_per_epoch)
 

@@ -11,8 +11,9 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
 
-from fbsearch.errors import SearchError
+from fbsearch.errors import ConfigError, SearchError
 from fbsearch.events import CannotStart, Epoch, Event, Finished, WorkerDied
 from fbsearch.executors import Executor, InProcessExecutor, ProcessExecutor
 from fbsearch.search import Coordinator, SearchState
@@ -200,6 +201,33 @@ def test_search_grid_runs_each_point_once_and_ends(open_study: Any) -> None:
     assert (state.end, state.num_finished) == ("grid_exhausted", 4)
     points = {(trial_config(t).train.learning_rate, trial_config(t).model.fractal_levels) for t in study.trials}
     assert points == {(0.01, (1,)), (0.01, (1, 1)), (0.02, (1,)), (0.02, (1, 1))}
+
+
+def test_search_grid_resumed_with_another_seed_still_runs_each_point_once(open_study: Any) -> None:
+    space = {"train.learning_rate": {"choices": [0.01, 0.02, 0.03, 0.04]}}
+    for seed, num_trials in ((0, 2), (1, 10)):
+        config = make_config(space=space, epochs=1, search={"sampler": "grid", "seed": seed})
+        study = open_study(config)
+        search(study, config, num_trials=num_trials)
+    assert sorted(trial.params["train.learning_rate"] for trial in study.trials) == [0.01, 0.02, 0.03, 0.04]
+
+
+def test_search_data_that_changed_since_the_last_run_is_refused(open_study: Any, tmp_path: Path) -> None:
+    def write(label: str) -> None:
+        for number in range(6):
+            path = tmp_path / "images" / "train" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 20 * number).save(path)
+
+    data = {"name": "folder", "root": str(tmp_path / "images")}
+    config = make_config(epochs=1, batch_size=4)
+    config = config.model_copy(update={"data": config.data.model_validate(data)})
+    write("cat")
+    write("dog")
+    search(open_study(config), config, num_trials=1)
+    write("owl")
+    with pytest.raises(ConfigError, match=r"have changed.*num_classes 2 -> 3.*--name"):
+        search(open_study(config), config, num_trials=2)
 
 
 @pytest.mark.parametrize("sampler", ["random", "cmaes", "gp"])

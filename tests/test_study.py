@@ -248,10 +248,10 @@ def test_pruner_hyperband_counts_to_the_longest_trial() -> None:
     assert pruner._max_resource == 27
 
 
-def test_pruner_of_values_that_clash_is_an_error() -> None:
+def test_create_study_of_values_that_clash_is_an_error(storage: RDBStorage) -> None:
     config = study_of({"train": {"schedule": "cosine"}, "space": {"train.warmup_epochs": {"low": 0, "high": 20}}})
     with pytest.raises(ConfigError, match="cannot be used together: train: warmup_epochs 20"):
-        make_pruner(config)
+        create_study(storage, config)
 
 
 def test_pruner_successive_halving_prunes_the_worse(study: optuna.Study) -> None:

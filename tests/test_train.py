@@ -147,6 +147,16 @@ def test_schedule_one_cycle_rises_to_the_rate_and_falls() -> None:
     assert found[0] < 0.01 and found[-1] < 0.001 and 10 <= found.index(max(found)) <= 14
 
 
+def test_schedule_one_cycle_leaves_a_chosen_momentum_alone() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.3)
+    scheduler = make_scheduler(optimizer, TrainConfig(optimizer="sgd", momentum=0.3), steps_per_epoch=3)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+        assert optimizer.param_groups[0]["momentum"] == 0.3
+
+
 def test_schedule_warmup_then_cosine_or_constant() -> None:
     cosine = rates(TrainConfig(epochs=4, learning_rate=0.1, schedule="cosine", warmup_epochs=1), steps_per_epoch=10)
     assert cosine[:10] == sorted(cosine[:10]) and cosine[10] == pytest.approx(0.1) and cosine[-1] < 0.001
