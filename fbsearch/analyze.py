@@ -219,7 +219,8 @@ def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
         labels.append(f"stage {stage + 1}\n{side} x {side}")
         side = (side + 1) // 2
     title = f"What the bands are multiplied by: {net.config.pattern.value}, dark 0, bright 1"
-    _draw_grid(path, tiles, title=title, columns=BANDS, rows=labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _draw_grid(tiles, title=title, columns=BANDS, rows=labels).save(path, format="PNG")
 
 
 def draw_attention(
@@ -235,19 +236,39 @@ def draw_attention(
     count = len(samples.images_NHWC)
     with torch.inference_mode():
         shares_NK = trained.eval()(samples.x_BCHW[:count]).softmax(dim=1)
-    rows, tiles = [], []
-    for index in range(count):
-        share, best = shares_NK[index].max(dim=0)
-        true, said = (name[:NAME_CHARACTERS] for name in (samples.labels[index], samples.class_names[int(best)]))
-        rows.append(f"is {true}\nsaid {said}\n({share.item():.0%})")
-        maps = [maps_B1HW[index, 0] for _, one in analyses for maps_B1HW in one["attention_maps"]]
-        tiles.append([_photo(samples.images_NHWC[index]), *(_map_picture(map_HW.cpu().numpy()) for map_HW in maps)])
-    columns = ["image"]
-    for name, one in analyses:
-        sizes = ["{} x {}".format(*maps_B1HW.shape[-2:]) for maps_B1HW in one["attention_maps"]]
-        columns += [f"{name}\nstage {stage}\n{size}" for stage, size in enumerate(sizes, start=1)]
+    shares_N, said_N = shares_NK.max(dim=1)
+    rows = [
+        row_label(true, samples.class_names[int(said)], share.item())
+        for true, said, share in zip(samples.labels, said_N, shares_N, strict=True)
+    ]
+    columns = [
+        (f"{name}\nstage {stage}", maps_B1HW[:count, 0].cpu().numpy())
+        for name, one in analyses
+        for stage, maps_B1HW in enumerate(one["attention_maps"], start=1)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_maps(samples.images_NHWC, columns, rows=rows).save(path, format="PNG")
+
+
+def row_label(true: str, said: str, share: float) -> str:
+    """What stands beside an image: its class, what the net takes it for, and how sure it is."""
+    return f"is {true[:NAME_CHARACTERS]}\nsaid {said[:NAME_CHARACTERS]}\n({share:.0%})"
+
+
+def draw_maps(
+    images_NHWC: NDArray[np.uint8], columns: Sequence[tuple[str, NDArray[Any]]], *, rows: Sequence[str]
+) -> Image.Image:
+    """A picture with a row for each image: the image, then its map of each column, scaled to its own range.
+
+    `columns` are labels and maps [N, h, w]; `rows` the labels beside the images.
+    """
+    tiles = [
+        [_photo(image_HWC), *(_map_picture(maps_Nhw[index].astype(np.float32)) for _, maps_Nhw in columns)]
+        for index, image_HWC in enumerate(images_NHWC)
+    ]
+    labels = ["image", *("{}\n{} x {}".format(label, *maps_Nhw.shape[1:]) for label, maps_Nhw in columns)]
     title = "Mean over channels after each stage; each map from its lowest (dark) to its highest value"
-    _draw_grid(path, tiles, title=title, columns=columns, rows=rows)
+    return _draw_grid(tiles, title=title, columns=labels, rows=rows)
 
 
 def _photo(image_HWC: NDArray[np.uint8]) -> Image.Image:
@@ -267,9 +288,9 @@ def _enlarge(picture: Image.Image) -> Image.Image:
 
 
 def _draw_grid(
-    path: Path, tiles: Sequence[Sequence[Image.Image]], *, title: str, columns: Sequence[str], rows: Sequence[str]
-) -> None:
-    """Write a PNG of tiles in rows with labels to the left, columns with labels above, under a title."""
+    tiles: Sequence[Sequence[Image.Image]], *, title: str, columns: Sequence[str], rows: Sequence[str]
+) -> Image.Image:
+    """Tiles in rows with labels to the left, columns with labels above, under a title."""
     font, title_font = ImageFont.load_default(size=FONT_PIXELS), ImageFont.load_default(size=FONT_PIXELS + 2)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
 
@@ -294,5 +315,4 @@ def _draw_grid(
         pen.multiline_text((GAP_PIXELS, y + TILE_PIXELS // 2), label, fill="black", font=font, anchor="lm")
         for index, tile in enumerate(row_tiles):
             picture.paste(tile, (left + index * step_x, y))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG")
+    return picture

@@ -13,6 +13,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from fbsearch.analyze import Samples, compare_dimensions, compare_nets, draw_attention, draw_masks, plot_dimensions
+from fbsearch.attention import spread
 from fbsearch.config import TrialConfig
 from fbsearch.data import Dataset, load_dataset
 from fbsearch.errors import ConfigError
@@ -128,8 +129,7 @@ def _write(
 def pick_samples(data: Dataset, num_images: int) -> Samples:
     """Validation images spread evenly over the split: NUM_ANALYSED, or all; of them `num_images` to be drawn."""
     num_val = len(data.val.labels_N)
-    drawn = torch.linspace(0, num_val - 1, min(num_images, num_val)).round().long()
-    analysed = torch.linspace(0, num_val - 1, min(NUM_ANALYSED, num_val)).round().long()
+    drawn, analysed = spread(num_val, num_images), spread(num_val, NUM_ANALYSED)
     others = analysed[~torch.isin(analysed, drawn)]
     rows = torch.cat([drawn, others]).to(data.val.labels_N.device)
     images_NCHW, labels_N = data.val.images_NCHW[rows], data.val.labels_N[rows]

@@ -94,7 +94,8 @@ def bench_model(
     others = load_implementations(against)
     device_name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
     conditions = machine(num_threads=num_threads, device=device_name)
-    bench = _Bench(chosen, repeats, [*our_implementations(compiled=compiled), *others], say)
+    ours = our_implementations(compiled=compiled, in_graph=chosen.type == "cuda")
+    bench = _Bench(chosen, repeats, [*ours, *others], say)
     with _threads(num_threads):
         bench.run(nets, precisions)
     return {
@@ -181,7 +182,9 @@ class _Bench:
                     self.notes.append(f"{implementation.name} has no net like {net.name}, which is left out")
                     continue
                 dtype = DTYPES[precision]
-                subject = Subject(model, net, is_ours=is_ours, device=self.device, dtype=dtype)
+                subject = Subject(
+                    model, net, is_ours=is_ours, device=self.device, dtype=dtype, in_graph=implementation.in_graph
+                )
             except Exception as error:  # a file of the user's can fail in any way
                 if is_ours:
                     raise

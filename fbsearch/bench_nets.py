@@ -58,17 +58,20 @@ def choose_net(name: str, *, batch_size: int | None, reference_form: bool) -> Ne
 class Implementation:
     """Something that builds the networks. `build` gives None for a net that it does not have.
 
-    `path` is None for our own.
+    `path` is None for our own; `in_graph` is whether its steps are measured as a CUDA graph.
     """
 
     name: str
     build: Callable[[Net], nn.Module | None]
     path: Path | None = None
+    in_graph: bool = False
 
 
-def our_implementations(*, compiled: bool) -> list[Implementation]:
-    """This project's networks, and on request the same through torch.compile."""
+def our_implementations(*, compiled: bool, in_graph: bool = False) -> list[Implementation]:
+    """This project's networks, and on request the same as a CUDA graph, as the trainer runs them, and compiled."""
     ours = [Implementation(OURS, _build_ours)]
+    if in_graph:
+        ours.append(Implementation(f"{OURS} graph", _build_ours, in_graph=True))
     return [*ours, Implementation(f"{OURS} compiled", partial(_build_ours, compiled=True))] if compiled else ours
 
 

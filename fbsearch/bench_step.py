@@ -1,12 +1,14 @@
 """One network ready to be measured: a training step, an inference, their FLOPs and memory, on random images.
 
-The step is the trainer's: autocast, cross-entropy, backward, AdamW. Must not know what it is compared with.
+The step is the trainer's: autocast, cross-entropy, backward, AdamW; on request as a CUDA graph. Must not know what it
+is compared with.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
 
 import os
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +16,26 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fbsearch.bench_nets import NUM_CLASSES, Net
+from fbsearch.capture import capture
 from fbsearch.config import TrainConfig
-from fbsearch.train import make_optimizer
+from fbsearch.optimizers import make_optimizer
 
 
 class Subject:
     """A network with its batch and optimiser, ready to be measured. Its first step is taken, and its seconds kept."""
 
-    def __init__(self, model: nn.Module, net: Net, *, is_ours: bool, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        net: Net,
+        *,
+        is_ours: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        in_graph: bool = False,
+    ) -> None:
+        """`in_graph`: steps are replays of a CUDA graph; the first step and the memory are still those without."""
+        self._graphs: dict[str, torch.cuda.CUDAGraph] | None = None
         self.model = model.to(device).train()
         self.is_ours, self.dtype = is_ours, dtype
         shape = (net.batch_size, net.in_channels, net.image_size, net.image_size)
@@ -33,11 +47,27 @@ class Subject:
         self.optimizer = make_optimizer(self.model, TrainConfig())
         started = time.perf_counter()
         self.step("training")
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         self.first_step_seconds = time.perf_counter() - started
         self.memory_mib = self.peak_memory_mib()
+        if in_graph:
+            self._graphs = {}
 
     def step(self, phase: str) -> None:
         """A training step, or an inference of the batch; the model must be in the mode of the phase."""
+        if self._graphs is None:
+            self._launch(phase)
+            return
+        if phase not in self._graphs:
+            self._graphs[phase] = capture(
+                partial(self._launch, phase),
+                device=self.x_BCHW.device,
+                between=partial(self.optimizer.zero_grad, set_to_none=True),
+            )
+        self._graphs[phase].replay()
+
+    def _launch(self, phase: str) -> None:
         if phase == "inference":
             with torch.inference_mode():
                 self._logits()

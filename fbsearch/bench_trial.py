@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from rich.console import Console
 
 from fbsearch.bench import describe_machine, machine, make_table
 from fbsearch.errors import SearchError
+from fbsearch.outcomes import is_finished
 from fbsearch.storage import open_storage
-from fbsearch.study import FINISHED, load_study
+from fbsearch.study import load_study
 
 SECONDS_BETWEEN_SAMPLES = 0.25
 
@@ -57,7 +59,7 @@ def bench_trial(study_file: Path, *, num_trials: int, repeats: int, workers: str
     The result has `machine`, `study_file` and `runs`. SearchError if a run fails.
     """
     runs = [
-        _bench_run(study_file, num_trials=num_trials, workers=workers, device=device, seed=seed)
+        bench_run(study_file, num_trials=num_trials, workers=workers, device=device, seed=seed)
         for seed in range(repeats)
     ]
     return {"machine": machine(), "study_file": str(study_file), "runs": runs}
@@ -75,7 +77,7 @@ def print_trial_bench(console: Console, report: dict[str, Any]) -> None:
     console.print(make_table(title, ("", "median", "lowest", "highest"), rows))
 
 
-def _bench_run(study_file: Path, *, num_trials: int, workers: str, device: str, seed: int) -> dict[str, Any]:
+def bench_run(study_file: Path, *, num_trials: int, workers: str, device: str, seed: int) -> dict[str, Any]:
     """One run in a new database, and its figures.
 
     `overhead_share` is the part of the workers' busy time (from being handed a trial to its end) that was neither in
@@ -91,12 +93,13 @@ def _bench_run(study_file: Path, *, num_trials: int, workers: str, device: str, 
         usage, output = _run(command, log)
         seconds = time.perf_counter() - started
         storage = open_storage(url)
-        trials = load_study(storage, None).get_trials(deepcopy=False, states=FINISHED)
+        trials = list(filter(is_finished, load_study(storage, None).get_trials(deepcopy=False)))
         storage.engine.dispose()
     return _figures(trials, usage, seconds=seconds, best=json.loads(output.splitlines()[-1])["best"]["value"])
 
 
 def _run(command: list[str], log: Path) -> tuple[_Usage, str]:
+    """Run a command to its end; what its processes used, and what it printed. SearchError if it fails."""
     usage = _Usage()
     output = log.with_suffix(".out")
     with log.open("w") as errors, output.open("w") as lines:
@@ -117,9 +120,7 @@ def _figures(trials: list[FrozenTrial], usage: _Usage, *, seconds: float, best: 
     history = [epoch for trial in trials for epoch in trial.user_attrs["history"]]
     steps, validation = (sum(epoch[key] for epoch in history) for key in ("step_seconds", "val_seconds"))
     busy = sum(trial.user_attrs["seconds"] for trial in trials)
-    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
-    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
-    searching = (max(ends) - min(starts)).total_seconds()
+    searching = search_seconds(trials)
     return {
         "num_trials": len(trials),
         "num_workers": len(usage.workers),
@@ -137,3 +138,10 @@ def _figures(trials: list[FrozenTrial], usage: _Usage, *, seconds: float, best: 
         "coordinator_mib": usage.coordinator_mib,
         "worker_mib": usage.worker_mib,
     }
+
+
+def search_seconds(trials: Sequence[FrozenTrial]) -> float:
+    """Seconds from the first trial's start to the last one's end."""
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    return (max(ends) - min(starts)).total_seconds()

@@ -175,7 +175,7 @@ def choose_config(export: Export, path: Path, *, rank: int) -> ExportedConfig:
     raise ConfigError(f"--rank {rank}: {path} holds the ranks {ranks}")
 
 
-def check_weights(path: Path, weights: Mapping[str, Any], net: FractalBrainNet) -> None:
+def check_weights(path: Path, weights: Mapping[str, Any], net: nn.Module) -> None:
     """ConfigError that names the first tensor in which the file at `path` and the network differ."""
     expected = net.state_dict()
     for name in sorted(expected.keys() | weights.keys()):

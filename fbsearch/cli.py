@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fbsearch import cli_bench, cli_models
-from fbsearch.cli_options import DEFAULT_STORAGE, EXIT_INTERRUPTED, AsJson, Storage, StudyName, open_study
+from fbsearch.cli_options import DEFAULT_STORAGE, EXIT_INTERRUPTED, AsJson, Storage, StudyName, Untrusted, open_study
+from fbsearch.cli_workers import choose_executor
 from fbsearch.errors import ConfigError, FbsearchError, StorageError
 
 if TYPE_CHECKING:
@@ -76,32 +78,76 @@ def run(
     workers: Annotated[
         str, typer.Option(help="auto (one per GPU, else one per CPU core), a number, or 0: inside this process.")
     ] = "auto",
+    workers_per_gpu: Annotated[
+        str, typer.Option(help="A number, or auto: from free memory and what the largest trial is measured to use.")
+    ] = "1",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Workers on a Ray cluster: auto (this machine's), HOST:PORT, or local: one that is started here.",
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: GPUs for each worker, such as 0.5; 0 is the CPU.")
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
     timeout: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
+    trial_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="End a worker that finishes no epoch for this many seconds, and try its trial again. Without it: 10 "
+            "times the usual epoch, at least 60 seconds. Not with --workers 0.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the study file's search.seed.")] = None,
     name: Annotated[str | None, typer.Option(help="Instead of the study file's name.")] = None,
+    untrusted: Untrusted = False,
     as_json: AsJson = False,
 ) -> None:
     """Search until the study has --trials finished trials. The same command goes on where one stopped."""
     from rich.console import Console
 
     from fbsearch.console import make_view, print_end
-    from fbsearch.executors import make_executor
+    from fbsearch.cooperation import join_study
     from fbsearch.search import Coordinator
     from fbsearch.storage import hold_study, open_storage, storage_errors
     from fbsearch.study import create_study, status
+    from fbsearch.trust import check_paths
 
+    os.environ.pop("FBSEARCH_STORAGE", None)  # it may hold a password, which the workers need not know
     config = _study_config(study_file, name=name, seed=seed)
+    if untrusted and study_file is not None:
+        check_paths(study_file, data=config.data, train=config.train)
     if config.train.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("train.tensorboard: needs TensorBoard: pip install 'fbsearch[tensorboard]'")
-    executor = make_executor(config.data, device=device, workers=_num_workers(workers))
+    executor = choose_executor(
+        config,
+        device=device,
+        workers=workers,
+        workers_per_gpu=workers_per_gpu,
+        ray=ray,
+        gpus_per_worker=gpus_per_worker,
+    )
     console = Console(stderr=as_json)
-    database = open_storage(storage, create=True)
-    with storage_errors(storage), hold_study(storage, config.name):
-        study = create_study(database, config)
+    database = open_storage(storage, create=True, patient=True)
+    with storage_errors(storage), hold_study(storage, config.name), join_study(database, config.name) as crew:
+        with crew.turn():
+            study = create_study(database, config, is_searched=crew.num_others() > 0)
         with make_view(console, config) as view:
-            state = Coordinator(study, config, executor, num_trials=trials, timeout=timeout, show=view).run()
+            search = Coordinator(
+                study,
+                config,
+                executor,
+                num_trials=trials,
+                timeout=timeout,
+                trial_timeout=trial_timeout,
+                show=view,
+                crew=crew,
+            )
+            state = search.run()
         if as_json:
             print(json.dumps(status(study, url=storage) | {"end": state.end}))
         else:
@@ -117,14 +163,6 @@ def _study_config(study_file: Path | None, *, name: str | None, seed: int | None
         raise typer.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--name")
     search = config.search if seed is None else config.search.model_copy(update={"seed": seed})
     return config.model_copy(update={"search": search, "name": config.name if name is None else name})
-
-
-def _num_workers(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal():
-        raise typer.BadParameter(f"{text!r} is neither auto nor a number", param_hint="--workers")
-    return int(text)
 
 
 @app.command()
@@ -160,7 +198,7 @@ def export(
 ) -> None:
     """Write the best configurations to YAML, or all trials to CSV or JSON."""
     from fbsearch.storage import storage_errors
-    from fbsearch.study import export_best, trial_table
+    from fbsearch.study_export import export_best, trial_table
     from fbsearch.study_file import dump_export, write_text
 
     study = open_study(storage, name)
@@ -199,7 +237,7 @@ def report(
 
     study = open_study(storage, name)
     with storage_errors(storage):
-        path = write_report(study, output, top=top)
+        path = write_report(study, output, top=top, say=lambda line: print(f"warning: {line}", file=sys.stderr))
         print(f"{path}: the report of the study {study.study_name!r}")
         if static is not None:
             print(f"{static}: {len(write_static(study, static, top=top))} pictures")
@@ -225,22 +263,21 @@ def init(
 
 
 @app.command()
-def validate(study_file: Annotated[Path, typer.Argument(help="The study file to check.")]) -> None:
+def validate(
+    study_file: Annotated[Path, typer.Argument(help="The study file to check.")], untrusted: Untrusted = False
+) -> None:
     """Check a study file, and build every corner of its space on torch's meta device."""
-    from fbsearch.cost import measure_corners
-    from fbsearch.data import peek_shape
-    from fbsearch.study_file import MAX_CORNERS, load_study
+    from fbsearch.study_file import load_study
+    from fbsearch.trust import check_paths
 
     config = load_study(study_file)
-    shape = peek_shape(config.data)
-    costs = measure_corners(config, **shape)
-    many = f"the first {MAX_CORNERS:,}" if len(costs) == MAX_CORNERS else str(len(costs))
-    smallest, largest = (choose(cost.num_parameters for cost in costs) for choose in (min, max))
-    print(
-        f"{study_file}: fine; {many} corners of the space build on {shape['in_channels']} x "
-        f"{shape['image_size']} x {shape['image_size']} images: {smallest:,} to {largest:,} parameters, up to "
-        f"{max(cost.flops for cost in costs):,} FLOPs an image"
-    )
+    if untrusted:
+        check_paths(study_file, data=config.data, train=config.train)
+    from fbsearch.corners import describe_corners
+    from fbsearch.data import peek_shape
+
+    first, *others = describe_corners(config, **peek_shape(config.data))
+    print("\n".join([f"{study_file}: fine; {first}", *others]))
 
 
 @app.command()

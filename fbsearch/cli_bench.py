@@ -70,14 +70,64 @@ def bench_trial(
     repeats: Annotated[int, typer.Option(min=1, help="Runs, each in a new database; medians are shown.")] = 1,
     workers: Annotated[str, typer.Option(help="auto, or a number of worker processes.")] = "auto",
     device: Device = "auto",
+    against_plain: Annotated[
+        bool,
+        typer.Option(
+            "--against-plain",
+            help="Trials per hour against a plain script (eager loop, DataLoader, study.optimize), in turns.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure where a trial's seconds go: run a study as a user would, and look at its processes and its database."""
     from fbsearch import bench_trial as bench
     from fbsearch.bench import make_console
 
+    if against_plain:
+        from rich.console import Console
+
+        from fbsearch import bench_plain
+
+        say = Console(stderr=True, style="dim", highlight=False, markup=False).print
+        report = bench_plain.bench_against_plain(
+            study_file, num_trials=trials, repeats=repeats, workers=workers, device=device, say=say
+        )
+        if as_json:
+            print(json.dumps(report))
+        else:
+            bench_plain.print_plain_bench(make_console(), report)
+        return
     report = bench.bench_trial(study_file, num_trials=trials, repeats=repeats, workers=workers, device=device)
     if as_json:
         print(json.dumps(report))
     else:
         bench.print_trial_bench(make_console(), report)
+
+
+@app.command("search")
+def bench_search(
+    sizes: Annotated[
+        str, typer.Option(help="How many finished trials a study has when a trial is timed; joined by commas.")
+    ] = "0,1000,10000",
+    storage: Annotated[
+        str | None,
+        typer.Option(envvar="FBSEARCH_STORAGE", help="The database to measure; without it: a new SQLite file."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the coordinator and its database with simulated workers, which train nothing (minutes)."""
+    from rich.console import Console
+
+    from fbsearch import bench_search as bench
+    from fbsearch.bench import make_console
+    from fbsearch.storage import storage_errors
+
+    if not all(size.strip().isdecimal() for size in sizes.split(",")):
+        raise typer.BadParameter(f"{sizes!r} is not numbers joined by commas", param_hint="--sizes")
+    progress = Console(stderr=True, style="dim", highlight=False, markup=False)
+    with storage_errors(storage or ""):
+        report = bench.bench_search(storage=storage, sizes=[int(size) for size in sizes.split(",")], say=progress.print)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        bench.print_search_bench(make_console(), report)

@@ -4,17 +4,24 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fbsearch.cli_options import EXIT_INTERRUPTED, AsJson, Device
+from fbsearch.cli_options import EXIT_INTERRUPTED, AsJson, Device, Untrusted
 
 app = typer.Typer(rich_markup_mode=None)
 
 TrainedModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A folder that `fbsearch train` wrote, or the model.safetensors in it.")
 ]
+
+
+class BaselineRecipe(StrEnum):
+    """How FractalNet is trained; `baselines.Recipe`, which would load torch here."""
+
+    SAME = "same"
+    PAPER = "paper"
 
 
 class ModelFormat(StrEnum):
@@ -41,10 +48,18 @@ def train(
         bool | None,
         typer.Option("--keep-best/--keep-last", help="Which epoch's weights; by default what the configuration says."),
     ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also train FractalNet, ResNet-18, small, medium, a random search; compare."),
+    ] = False,
+    baseline_recipe: Annotated[
+        BaselineRecipe, typer.Option(help="How FractalNet is trained: same, as rank 1 | paper, 400 epochs of its own.")
+    ] = BaselineRecipe.SAME,
     device: Device = "auto",
     output: Annotated[Path, typer.Option(help="Folder; results go to OUTPUT/<study>/rank-<R>/seed-<S>.")] = Path(
         "reports"
     ),
+    untrusted: Untrusted = False,
     as_json: AsJson = False,
 ) -> None:
     """Train exported configurations at full budget and score them on the test split.
@@ -53,12 +68,15 @@ def train(
     """
     from rich.console import Console
 
-    from fbsearch import retrain
+    from fbsearch import distributed, results, runs
+    from fbsearch.progress import View
+    from fbsearch.retrain import Loader, retrain
     from fbsearch.study_file import load_export
+    from fbsearch.trust import check_paths
 
     if rank is not None and top is not None:
         raise typer.BadParameter("--rank and --top cannot be used together", param_hint="--top")
-    settings = retrain.Settings(
+    settings = runs.Settings(
         num_seeds=seeds,
         epochs=epochs,
         early_stopping=early_stopping,
@@ -67,20 +85,42 @@ def train(
         output=output,
     )
     exported = load_export(best)
-    runs = retrain.plan_runs(exported, retrain.choose_configs(exported, best, rank=rank, top=top), settings)
-    console = Console(stderr=as_json)
+    for config in exported.configs if untrusted else ():
+        check_paths(best, data=config.data, train=config.train)
+    configs = runs.choose_configs(exported, best, rank=rank, top=top)
+    planned = runs.plan_runs(exported, configs, settings)
+    device = distributed.own_device(device)
     try:
-        with retrain.View(console) as view:
-            retrain.retrain(runs, device=device, view=view)
+        with distributed.join(device) as team, View(Console(stderr=as_json, quiet=not team.leads)) as view:
+            load = Loader(device, say=view.say)
+            winners = retrain(planned, load=load, view=view, team=team)
+            if baselines and team.leads:
+                from fbsearch.baselines import Baselines, Recipe
+
+                recipe = Recipe(baseline_recipe)
+                outcomes = Baselines(exported, best, configs[0], settings, recipe, load=load, view=view).train()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    folder = retrain.study_folder(output, exported.study)
-    rows = retrain.summarize(folder)
+    if not team.leads:
+        return
+    console = Console(stderr=as_json)
+    folder = runs.study_folder(output, exported.study)
+    rows = results.summarize(folder)
+    content: dict[str, Any] = {"study": exported.study, "folder": str(folder), "configs": rows}
+    if not as_json:
+        results.print_summary(console, rows)
+    if baselines:
+        from fbsearch import comparison
+
+        content["comparison"] = comparison.compare(winners, outcomes, recipe=baseline_recipe)
+        comparison.write_comparison(folder, content["comparison"])
+        if not as_json:
+            comparison.print_comparison(console, content["comparison"])
     if as_json:
-        print(json.dumps({"study": exported.study, "folder": str(folder), "configs": rows}))
+        print(json.dumps(content))
     else:
-        retrain.print_summary(console, rows, folder)
+        results.print_next(console, folder)
 
 
 @app.command()

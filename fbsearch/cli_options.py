@@ -10,12 +10,27 @@ if TYPE_CHECKING:
 DEFAULT_STORAGE = "sqlite:///studies/fbsearch.db"
 EXIT_INTERRUPTED = 130
 
+
+def _warn_of_password(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+    """A password in an argument can be read by everybody on the machine."""
+    from fbsearch.storage import hide_password
+
+    source = context.get_parameter_source(parameter.name or "")
+    if source is not None and source.name == "COMMANDLINE" and hide_password(value) != value:
+        typer.echo("note: --storage shows its password in the process list; $FBSEARCH_STORAGE does not", err=True)
+    return value
+
+
 Storage = Annotated[
     str,
     typer.Option(
+        callback=_warn_of_password,
         envvar="FBSEARCH_STORAGE",
         help="Database: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
     ),
+]
+Untrusted = Annotated[
+    bool, typer.Option("--untrusted", help="The file is somebody else's: its paths may not leave the current folder.")
 ]
 StudyName = Annotated[str | None, typer.Argument(help="A study's name. Without one: the newest in the database.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -128,10 +128,10 @@ class TrainConfig(Strict):
     learning_rate: float = Field(0.01, gt=0, description="the schedule's highest")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and rmsprop")
     weight_decay: float = Field(0.01, ge=0, description="of weights; biases and normalisation are left alone")
-    schedule: Literal["one_cycle", "cosine", "constant"] = Field(
-        "one_cycle", description="one_cycle | cosine | constant"
+    schedule: Literal["one_cycle", "cosine", "constant", "halving"] = Field(
+        "one_cycle", description="one_cycle | cosine | constant | halving (a tenth whenever the epochs left halve)"
     )
-    warmup_epochs: float = Field(0, ge=0, description="linear warm-up of cosine and constant; one_cycle has its own")
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up; one_cycle has its own")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target given to all classes evenly")
     clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null leaves it")
     early_stopping: int | None = Field(
@@ -141,6 +141,9 @@ class TrainConfig(Strict):
     precision: Precision = Field(
         "auto", description="auto | fp32 | bf16 (matrix products and convolutions in bfloat16)"
     )
+    cuda_graph: bool = Field(
+        True, description="on a GPU, replay each step as one captured CUDA graph; false launches its kernels one by one"
+    )
     tensorboard: str | None = Field(
         None, min_length=1, description="folder for curves that TensorBoard shows, one run a trial; null writes none"
     )
@@ -148,10 +151,30 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _check_warmup(self) -> "TrainConfig":
         if self.warmup_epochs and self.schedule == "one_cycle":
-            raise ValueError("warmup_epochs goes with `schedule: cosine` or `constant`; one_cycle has its own warm-up")
+            raise ValueError("warmup_epochs goes with cosine, constant and halving; one_cycle has its own warm-up")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be below epochs {self.epochs}")
         return self
+
+
+class LimitsConfig(Strict):
+    """What a configuration may cost; it is not trained if it costs more. null: no limit."""
+
+    parameters: int | None = Field(None, gt=0, description="of the network")
+    flops: int | None = Field(None, gt=0, description="of one image's forward pass, two for each multiply-add")
+    memory_mib: float | None = Field(
+        None, gt=0, description="estimated peak of training: network, optimizer, one batch and its activations"
+    )
+
+    def excess(self, costs: dict[str, float | None]) -> dict[str, float]:
+        """By which share of each limit that is set a cost is over it; 0 and less is within it."""
+        found = {}
+        for key, cost in costs.items():
+            limit = getattr(self, key)
+            if limit is not None:
+                assert cost is not None, "what has a limit is measured"
+                found[key] = cost / limit - 1
+        return found
 
 
 class TrialConfig(Strict):
@@ -161,3 +184,5 @@ class TrialConfig(Strict):
     model: ModelConfig
     train: TrainConfig
     seed: int = Field(0, ge=0, description="of weights, batches and augmentation")
+    # Travels to the worker, which alone can tell a cost, but is the search's: neither stored nor exported.
+    limits: LimitsConfig = Field(LimitsConfig(), exclude=True)

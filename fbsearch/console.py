@@ -19,10 +19,23 @@ from rich.table import Table
 from rich.text import Text
 
 from fbsearch.config import TrialConfig
-from fbsearch.events import Epoch, Event, Failed, Finished, Notice, Ready, Started, WorkerDied
-from fbsearch.search import RunningTrial, SearchState
+from fbsearch.events import (
+    OVER_LIMITS,
+    CannotStart,
+    Epoch,
+    Event,
+    Failed,
+    Finished,
+    Notice,
+    Ready,
+    Started,
+    WorkerDied,
+    WorkerLost,
+)
+from fbsearch.outcomes import describe_untrained, describe_untrained_of, is_duplicate, is_finished, is_infeasible
+from fbsearch.search_state import RunningTrial, SearchState
 from fbsearch.storage import hide_password
-from fbsearch.study import FINISHED, best_trials, is_failure, sampled_names, trial_config
+from fbsearch.study import best_trials, is_failure, sampled_names, trial_config
 from fbsearch.study_file import StudyConfig
 
 UPDATES_PER_SECOND = 2
@@ -73,8 +86,12 @@ class LiveTable:
 
     def __call__(self, state: SearchState, event: Event | None) -> None:
         self._state = state
-        if isinstance(event, (Failed, WorkerDied)):
-            self._live.console.print(f"[red]failed[/red] trial {event.trial}: {event.message}", highlight=False)
+        if isinstance(event, (CannotStart, WorkerLost)) or (isinstance(event, WorkerDied) and event.trial is None):
+            self._live.console.print(f"[red]worker {event.worker}[/red]: {escape(event.message)}", highlight=False)
+        elif isinstance(event, Failed) and event.kind == OVER_LIMITS:
+            return  # counted, and no fault
+        elif isinstance(event, (Failed, WorkerDied)):
+            self._live.console.print(f"[red]failed[/red] trial {event.trial}: {escape(event.message)}", highlight=False)
 
     def _render(self) -> RenderableType:
         state = self._state
@@ -86,10 +103,12 @@ class LiveTable:
             Text(state.name, style="bold"),
             ProgressBar(total=state.num_trials, completed=state.num_finished, width=30),
             f"{state.num_finished}/{state.num_trials}",
-            f"{state.num_complete} complete, {state.num_pruned} pruned, {state.num_failed} failed",
+            _count_words(state),
             "" if left is None else f"{format_seconds(left)} left",
         )
         rows: list[RenderableType] = [head, self._best(state), self._workers(state)]
+        if state.away:
+            rows.append(Text(f"{state.away}: results are kept until the database is back", style="red"))
         if state.notice:
             rows.append(Text(state.notice, style="dim"))
         return Group(*rows)
@@ -124,6 +143,7 @@ class PlainLines:
         self._console = console
         self._config = config
         self._running: dict[int, RunningTrial] = {}
+        self._away = ""
 
     def __enter__(self) -> "PlainLines":
         return self
@@ -132,6 +152,10 @@ class PlainLines:
         pass
 
     def __call__(self, state: SearchState, event: Event | None) -> None:
+        if bool(state.away) != bool(self._away):
+            is_back = f"{self._away}: over, the database is back"
+            self._print(f"{state.away}: results are kept until the database is back" if state.away else is_back)
+            self._away = state.away
         match event:
             case Ready(worker=worker, device=device, seconds=seconds):
                 self._print(f"worker {worker} is ready on {device} after {seconds:.1f} s")
@@ -143,10 +167,12 @@ class PlainLines:
                 self._ended(state, trial, f"pruned   {stats.val_accuracy:.2%} after epoch {stats.epoch}")
             case Finished(trial=trial, value=value) if trial in self._running:
                 self._ended(state, trial, f"complete {value:.2%} after epoch {len(self._running[trial].history)}")
-            case Failed(trial=trial, message=message) if trial in self._running:
-                self._ended(state, trial, f"failed   {message}")
-            case WorkerDied(trial=trial, message=message):
+            case Failed(trial=trial, kind=kind, message=message) if trial in self._running:
+                self._ended(state, trial, f"{'infeasible' if kind == OVER_LIMITS else 'failed  '} {message}")
+            case WorkerDied(trial=int(trial), message=message):
                 self._print(f"trial {trial} failed: {message}")
+            case WorkerDied(message=message) | CannotStart(message=message) | WorkerLost(message=message):
+                self._print(f"worker {event.worker}: {message}")
 
     def _ended(self, state: SearchState, trial: int, how: str) -> None:
         running = self._running.pop(trial)
@@ -156,6 +182,11 @@ class PlainLines:
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _count_words(state: SearchState) -> str:
+    counts = f"{state.num_complete} complete, {state.num_pruned} pruned, {state.num_failed} failed"
+    return counts + describe_untrained(state.num_infeasible, state.num_duplicates)
 
 
 def make_view(console: Console, config: StudyConfig) -> LiveTable | PlainLines:
@@ -185,13 +216,10 @@ def print_end(console: Console, state: SearchState, *, storage: str | None) -> N
         "interrupted": f"interrupted at {state.num_finished} of {state.num_trials} trials, running ones are put back",
         "timeout": f"time is up at {state.num_finished} of {state.num_trials} trials, running ones are put back",
         "grid_exhausted": f"every point of the grid is done, {state.num_finished} trials",
+        "space_exhausted": f"the sampler finds nothing new, all {state.num_distinct} distinct configurations are done",
     }
     assert state.end is not None
-    console.print(
-        f"{reasons[state.end]} ({state.num_complete} complete, {state.num_pruned} pruned, {state.num_failed} failed) "
-        f"in {seconds}",
-        highlight=False,
-    )
+    console.print(f"{reasons[state.end]} ({_count_words(state)}) in {seconds}", highlight=False)
     if state.best is not None:
         print_best(console, state.best)
     flag = f" --storage {hide_password(storage)}" if storage else ""
@@ -210,6 +238,7 @@ def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | N
     counts = ", ".join(
         f"{status[f'num_{kind}']} {kind}" for kind in ("complete", "pruned", "failed", "running", "waiting")
     )
+    counts += describe_untrained(status["num_infeasible"], status["num_duplicates"])
     console.print(counts, highlight=False)
     if best is None:
         console.print("no trial is complete yet")
@@ -285,33 +314,37 @@ def _columns(*names: str) -> Table:
 
 
 def _counts(trials: list[FrozenTrial]) -> str:
-    states = [trial.state for trial in trials]
+    states = [trial.state for trial in trials if is_finished(trial) or not trial.state.is_finished()]
     return (
         f"{states.count(TrialState.COMPLETE)} complete, {states.count(TrialState.PRUNED)} pruned, "
         f"{sum(map(is_failure, trials))} failed, {states.count(TrialState.RUNNING)} running"
-    )
+    ) + describe_untrained_of(trials)
 
 
 def _progress(study: optuna.Study, trials: list[FrozenTrial]) -> str:
     total = study.user_attrs.get("num_trials")
-    return f"{sum(trial.state in FINISHED for trial in trials)}" + ("" if total is None else f"/{total}")
+    return str(sum(map(is_finished, trials))) + ("" if total is None else f"/{total}")
 
 
 def _pace(study: optuna.Study, trials: list[FrozenTrial]) -> str:
     """Trials a minute of late and the time that is left, where something runs and both can be told."""
-    ends = sorted(trial.datetime_complete for trial in trials if trial.state in FINISHED and trial.datetime_complete)
+    ends = sorted(trial.datetime_complete for trial in trials if is_finished(trial) and trial.datetime_complete)
     ends = [end for end in ends if ends[-1] - end < PACE_WINDOW]
     if len(ends) < 2 or ends[-1] == ends[0] or not any(trial.state == TrialState.RUNNING for trial in trials):
         return ""
     seconds_each = (ends[-1] - ends[0]).total_seconds() / (len(ends) - 1)
     total = study.user_attrs.get("num_trials")
-    left = 0 if total is None else total - sum(trial.state in FINISHED for trial in trials)
+    left = 0 if total is None else total - sum(map(is_finished, trials))
     about = f", about {format_seconds(left * seconds_each)} left" if left > 0 else ""
     return f"{60 / seconds_each:.3g} trials a minute{about}"
 
 
 def _outcome(trial: FrozenTrial) -> str:
     """How a trial ended: `complete 97.20%`, `pruned   81.00% after epoch 2`, `failed   ...`."""
+    if is_duplicate(trial):
+        return f"as trial {trial.user_attrs['duplicate_of']}"
+    if is_infeasible(trial):
+        return f"infeasible {trial.user_attrs['failure']['message']}"
     if trial.state == TrialState.COMPLETE:
         return f"complete {trial.value:.2%}"
     if trial.state == TrialState.PRUNED and trial.intermediate_values:

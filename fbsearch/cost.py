@@ -1,9 +1,11 @@
 """What a network costs before it is trained: parameters and floating-point operations, without building it."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fbsearch.config import FractalPatternType, ModelConfig
@@ -31,8 +33,14 @@ def measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, ima
 
 @functools.lru_cache(maxsize=4096)
 def _measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> Cost:
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return measure_net(lambda: FractalBrainNet(config, **shape), in_channels=in_channels, image_size=image_size)
+
+
+def measure_net(build: Callable[[], nn.Module], *, in_channels: int, image_size: int) -> Cost:
+    """The cost of any network of square images, built by `build` on the meta device."""
     with torch.device("meta"), torch.no_grad():
-        model = FractalBrainNet(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size).eval()
+        model = build().eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, in_channels, image_size, image_size))
     return Cost(sum(p.numel() for p in model.parameters()), int(counter.get_total_flops()))

@@ -15,28 +15,33 @@ import mimetypes
 import re
 import shlex
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from pydantic import ValidationError
 
-from fbsearch import figures
+from fbsearch import effects, figures
 from fbsearch.analyze import color
 from fbsearch.config import TrialConfig
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.findings import parameters, pareto_front, wilson_interval
 from fbsearch.guard import Guard
+from fbsearch.outcomes import describe_untrained_of, is_finished
 from fbsearch.patterns import generate_pattern
 from fbsearch.report import trials_frame
 from fbsearch.storage import hold_study, storage_errors
-from fbsearch.study import best_trials, export_best, is_failure, sampled_names, trial_config
+from fbsearch.study import NUM_SHOWN, best_trials, is_failure, sampled_names, trial_config
+from fbsearch.study_export import export_best
 from fbsearch.study_file import Export, dump_export
+from fbsearch.winner import draw_stored_attention
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -44,7 +49,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-TOP = 10
 PATTERN = "model.pattern"
 # A figure lies in the database as text, and whole in each answer to a page that is open.
 MAX_TRIALS = 500
@@ -53,12 +57,6 @@ SIGNED = re.compile(r"\n\n\*Written by fbsearch [^\n]*\(([0-9a-f]{8})\)\.\*\n?\Z
 # Where optuna-dashboard looks for the files of a trial besides the trial's own attributes, which are closed once the
 # trial has ended (upload_artifact refuses it): study attributes `dashboard:artifacts:<trial id>:<artifact id>`.
 TRIAL_FILES = "dashboard:artifacts:{trial_id}:{artifact_id}"
-# A trial's page is as wide as the longest of its attributes, our history, thousands of pixels; with this it scrolls.
-STYLE = b"""<style>
-main, main :has(> h4) { min-width: 0 }
-@media (max-width: 700px) { main .MuiBox-root { min-width: 0 } }
-</style>
-"""
 COSTS = {"parameters": "num_parameters", "FLOPs an image": "flops"}
 
 
@@ -80,7 +78,7 @@ def open_dashboard(
     beside = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else Path("studies") / "fbsearch"
     folder = artifacts or beside.with_suffix(".artifacts")
     # Through this cache each finished trial is read once; without it all of them every few seconds.
-    cached, store = optuna.storages.get_storage(database), FileSystemArtifactStore(folder)
+    cached, store = FeasibleBest(database), FileSystemArtifactStore(folder)
     if not read_only:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,8 +90,25 @@ def open_dashboard(
     return Guard(_with_style(app), host=host, token=token, read_only=read_only)
 
 
+class FeasibleBest(_CachedStorage):
+    """Optuna's cache, which calls that trial the best that we do; optuna-dashboard's page asks it alone.
+
+    Optuna's own would crown a trial that breaks constraints, and of equal values the first, not the smallest network.
+    Where every complete trial breaks one it still does: the page cannot show that there is none.
+    """
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        study = optuna.load_study(storage=self, study_name=self.get_study_name_from_id(study_id))
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        feasible = {trial.number for trial in trials if all(value <= 0 for value in trial.constraints.values())}
+        if study.directions == [optuna.study.StudyDirection.MAXIMIZE] and feasible:
+            return next(trial for trial in best_trials(study, len(trials)) if trial.number in feasible)
+        return super().get_best_trial(study_id)
+
+
 def _with_style(app: "WSGIApplication") -> "WSGIApplication":
-    """optuna-dashboard with our style on its pages."""
+    """optuna-dashboard with our style on its pages, which are not made for phones."""
+    style = resources.files("fbsearch").joinpath("templates", "dashboard.css").read_bytes()
 
     def styled(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] != "GET" or not environ["PATH_INFO"].startswith("/dashboard"):
@@ -103,7 +118,7 @@ def _with_style(app: "WSGIApplication") -> "WSGIApplication":
         said: list[Any] = []
         answer: Any = app(environ, lambda *head: said.append(head))  # type: ignore[arg-type]
         with contextlib.closing(answer) if hasattr(answer, "close") else contextlib.nullcontext():
-            page = b"".join(answer).replace(b"</head>", STYLE + b"</head>")
+            page = b"".join(answer).replace(b"</head>", b"<style>\n" + style + b"</style>\n</head>")
         status, headers, *more = said[-1]
         kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
         start_response(status, [*kept, ("Content-Length", str(len(page)))], *more)
@@ -147,17 +162,17 @@ def annotate(study: optuna.Study, store: FileSystemArtifactStore) -> None:
     _save_note(study, study_note(study))
     for name, figure in draw(study).items():
         optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
-    best = best_trials(study, TOP)
+    best = best_trials(study, NUM_SHOWN)
     if not best:
         return
-    export = export_best(study, top=TOP)
-    num_complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    export = export_best(study, top=NUM_SHOWN)
+    num_complete = len(best_trials(study, len(study.trials)))
     attributes = study._storage.get_study_system_attrs(study._study_id)
     for trial, config in zip(best, export.configs, strict=True):
         # The time of the trial, not of this moment: the note is the same every time.
         one = export.model_copy(update={"configs": (config,), "exported": trial.datetime_complete})
         _save_note(optuna.trial.Trial(study, trial._trial_id), trial_note(one, num_complete=num_complete))
-        for filename, content in _files(trial).items():
+        for filename, content in _files(trial, study.user_attrs["dataset"].get("class_names", ())).items():
             _save_file(study, trial, store, attributes, filename=filename, content=content)
 
 
@@ -167,11 +182,12 @@ def annotate(study: optuna.Study, store: FileSystemArtifactStore) -> None:
 def study_note(study: optuna.Study) -> str:
     """The note on a study, in Markdown: headline, what it cost, how to go on."""
     trials = study.get_trials(deepcopy=False)
-    states = [trial.state for trial in trials]
+    states = [trial.state for trial in trials if is_finished(trial)]
     seconds = sum(trial.user_attrs.get("seconds", 0) for trial in trials)
     counts = (
         f"{states.count(TrialState.COMPLETE)} trials are complete, {states.count(TrialState.PRUNED)} pruned, "
-        f"{sum(map(is_failure, trials))} failed; {seconds / 60:.1f} minutes of training in all."
+        f"{sum(map(is_failure, trials))} failed{describe_untrained_of(trials)}; "
+        f"{seconds / 60:.1f} minutes of training in all."
     )
     best = best_trials(study, 1)
     commands = [f"fbsearch run STUDY.yaml --trials {len(trials) + 100}"]
@@ -249,13 +265,14 @@ def draw(study: optuna.Study) -> "dict[str, go.Figure]":
     if (frame["state"] == "complete").any():
         drawn["accuracy-and-parameters"] = figures.plot_cost(frame, "num_parameters")
         if PATTERN in parameters(frame):
-            by_pattern = figures.plot_slice(frame, PATTERN).update_layout(title_text="Accuracy by pattern")
+            by_pattern = effects.plot_slice(frame, PATTERN).update_layout(title_text="Accuracy by pattern")
             drawn["accuracy-by-pattern"] = by_pattern
     if frame["history"].map(bool).any():
         drawn["learning-curves"] = figures.plot_learning_curves(frame)
     for figure in drawn.values():
         # The page is light or dark as its reader likes, a figure in the database is one: grey is seen on both.
-        figure.update_layout(font_color="#808080", height=450)
+        # The legend stands below, where on a phone it has room to grow.
+        figure.update_layout(font_color="#808080", height=450, margin_t=48, legend={"y": -0.2, "yanchor": "top"})
         figure.update_xaxes(gridcolor="rgba(128, 128, 128, 0.25)")
         figure.update_yaxes(gridcolor="rgba(128, 128, 128, 0.25)")
     return drawn
@@ -265,7 +282,7 @@ def _thin(frame: "pd.DataFrame") -> "pd.DataFrame":
     """At most MAX_TRIALS trials: the best and those that no other beats, the rest drawn evenly."""
     if len(frame) <= MAX_TRIALS:
         return frame
-    shown = frame[frame["rank"] <= TOP].index.union(pareto_front(frame, "num_parameters").index)[:MAX_TRIALS]
+    shown = frame[frame["rank"] <= NUM_SHOWN].index.union(pareto_front(frame, "num_parameters").index)[:MAX_TRIALS]
     others = frame.drop(shown).sample(MAX_TRIALS - len(shown), random_state=0).index
     return frame.loc[shown.union(others)]
 
@@ -273,8 +290,8 @@ def _thin(frame: "pd.DataFrame") -> "pd.DataFrame":
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def _files(trial: FrozenTrial) -> dict[str, bytes]:
-    """The files of a trial: what it looks through as PNG, its epochs as CSV, which is shown as a table."""
+def _files(trial: FrozenTrial, class_names: Sequence[str]) -> dict[str, bytes]:
+    """The files of a trial: what it looks through and where it looks as PNG, its epochs as CSV, shown as a table."""
     model = trial_config(trial).model
     mask_HW = generate_pattern(model.pattern, model.pattern_resolution, model.pattern_resolution)
     picture = io.BytesIO()
@@ -284,7 +301,10 @@ def _files(trial: FrozenTrial) -> dict[str, bytes]:
     writer = csv.DictWriter(table, fieldnames=list(history[0]))
     writer.writeheader()
     writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in history)
-    return {f"mask-{model.pattern}.png": picture.getvalue(), "learning-curve.csv": table.getvalue().encode()}
+    files = {f"mask-{model.pattern}.png": picture.getvalue(), "learning-curve.csv": table.getvalue().encode()}
+    attention = trial.user_attrs.get("attention")
+    drawn = attention and draw_stored_attention(attention, class_names)
+    return files | ({"attention-maps.png": drawn} if drawn else {})
 
 
 def _save_file(

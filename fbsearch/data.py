@@ -24,6 +24,8 @@ from fbsearch.events import DatasetInfo
 from fbsearch.folder import ImageFiles, ImageTree, Ints, scan_tree
 from fbsearch.split import choose_validation, limit, pick
 
+# Images of a validation step: without gradients, more fit than in training.
+VALIDATION_BATCH = 256
 DIGITS_TEST = 360
 DIGITS_TEST_SEED = 1797  # fixed: whatever the study's seed, the test images are the same 360
 COPY_BYTES = 2**26

@@ -2,11 +2,15 @@
 
 The order for one worker is: Ready or CannotStart, then for each trial Started, Epoch (once an epoch, in order) and
 exactly one of Finished, Stopped and Failed. A worker that dies sends nothing more; its executor says WorkerDied in
-its place, starts another one, and that begins with Ready again.
+its place, starts another one, and that begins with Ready again. Where none becomes ready it says WorkerLost at last.
 Times are seconds on the worker's clock, memory is MiB.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+# The kind of a failure that is a property of the configuration: it costs more than the study's limits.
+OVER_LIMITS = "over_limits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,38 @@ class EpochStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Pixels:
+    """An array of uint8 as text, base64 of its bytes in C order: it goes through pipes and into a database as it is."""
+
+    shape: tuple[int, ...]
+    base64: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Where a trained network looks on a few validation images, the same in every trial of a study.
+
+    `images` is [N, H, W, C]; `stages` has an array [N, h, w] for each stage, the mean over its channels, each map
+    scaled to its own range. Sides are at most `attention.MAX_SIDE`. `labels` are the true classes, `said` what the
+    network takes the images for, `shares` how sure it is, in [0, 1].
+    """
+
+    images: Pixels
+    stages: tuple[Pixels, ...]
+    labels: tuple[int, ...]
+    said: tuple[int, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a run computes its steps on a GPU: as one captured CUDA graph, or kernel by kernel and why."""
+
+    mode: Literal["graph", "eager"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Base: which worker speaks."""
 
@@ -66,19 +102,29 @@ class Notice(Event):
 
 @dataclass(frozen=True, slots=True)
 class Started(Event):
-    """The trial's network is built. `flops` are of one image's forward pass, two for each multiply-add."""
+    """The trial's cost is known, its network not yet built; Failed with kind OVER_LIMITS follows where it is too much.
+
+    `flops` are of one image's forward pass, two for each multiply-add; memory is estimated only where it has a limit.
+    """
 
     trial: int
     num_parameters: int
     flops: int
+    memory_mib: float | None = None
+
+    @property
+    def costs(self) -> dict[str, float | None]:
+        """The costs under the names of LimitsConfig."""
+        return {"parameters": self.num_parameters, "flops": self.flops, "memory_mib": self.memory_mib}
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch(Event):
-    """The trial has finished one more epoch."""
+    """The trial has finished one more epoch. The first one on a GPU says how the steps are computed."""
 
     trial: int
     stats: EpochStats
+    execution: Execution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +133,7 @@ class Finished(Event):
 
     trial: int
     value: float
+    attention: Attention | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +155,25 @@ class Failed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CannotStart(Event):
-    """The worker cannot set up its device or load the data, and neither could another one: the user must act."""
+    """The worker cannot set up its device or load the data. Where none ever could, the user must act."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied(Event):
-    """The worker is gone (crash, SIGKILL, out of memory); `trial` is what it was running. A new one is started."""
+    """The worker is gone (crash, SIGKILL, out of memory); `trial` is what it was running. A new one is started.
+
+    `kind` is `worker_died`, or `node_lost` where its whole machine is gone, which is no trial's fault.
+    """
 
     trial: int | None
+    message: str
+    kind: str = "worker_died"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost(Event):
+    """The worker is gone and no other is started in its place: none of several became ready."""
+
     message: str

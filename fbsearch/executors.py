@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,14 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fbsearch.config import DataConfig, TrialConfig
-from fbsearch.errors import DeviceError, SearchError
-from fbsearch.events import Event, Failed, Finished, Ready, Stopped, WorkerDied
+from fbsearch.errors import DeviceError
+from fbsearch.events import Event, Failed, Finished, Stopped, WorkerDied
+from fbsearch.slots import Slot, lost
 
 if TYPE_CHECKING:
     from fbsearch.worker import Worker
-
-# A worker that dies this often before it is ready will not become ready.
-MAX_STARTS = 3
 
 
 class Executor(Protocol):
@@ -44,6 +43,12 @@ class Executor(Protocol):
 
     def stop_trial(self, worker: int) -> None:
         """Ask a worker to stop its trial soon; it gives Stopped, or the end that the trial had already come to."""
+
+    def kill(self, worker: int, *, reason: str) -> None:
+        """End a worker that hangs, whatever it is doing; WorkerDied with this reason follows, and another is started.
+
+        A worker inside the coordinator cannot be ended, nor be silent while somebody listens.
+        """
 
     def events(self, *, timeout: float) -> list[Event]:
         """What has happened since the last call; waits up to `timeout` seconds for the first event."""
@@ -72,8 +77,8 @@ def num_gpus() -> int:
     return int(probe.stdout)
 
 
-def devices_for(device: str, workers: int | None) -> list[str]:
-    """The device of each worker. `workers` None: one a GPU, or without a GPU one a CPU core.
+def devices_for(device: str, workers: int | None, *, workers_per_gpu: int = 1) -> list[str]:
+    """The device of each worker. `workers` None: `workers_per_gpu` a GPU, or without a GPU one a CPU core.
 
     `auto` takes all GPUs in turn, or the CPU where there is none; `cuda` all GPUs; `cuda:N` and `cpu` what they say.
     DeviceError if there is no such GPU.
@@ -84,24 +89,26 @@ def devices_for(device: str, workers: int | None) -> list[str]:
         raise DeviceError(f"--device {device}: no such kind of device; write auto, cpu, cuda or cuda:N")
     gpus = [f"cuda:{index}" for index in range(num_gpus())]
     if device == "auto":
-        return devices_for("cuda", workers) if gpus else devices_for("cpu", workers)
+        return devices_for("cuda" if gpus else "cpu", workers, workers_per_gpu=workers_per_gpu)
     if not gpus:
         raise DeviceError(f"--device {device}: there is no CUDA device here; --device cpu (or auto) works without one")
     chosen = gpus if device == "cuda" else [device]
     if not set(chosen) <= set(gpus):
         raise DeviceError(f"--device {device}: there is no such device; there are auto, cpu, cuda, {', '.join(gpus)}")
-    return [chosen[number % len(chosen)] for number in range(workers or len(chosen))]
+    return deal(chosen, workers or len(chosen) * workers_per_gpu)
 
 
-@dataclass
-class _Slot:
+def deal(gpus: list[str], num_workers: int) -> list[str]:
+    """The GPU of each worker, in turn: the first workers are spread over all."""
+    return [gpus[number % len(gpus)] for number in range(num_workers)]
+
+
+@dataclass(kw_only=True)
+class _Slot(Slot):
     """One worker process: what the coordinator's side holds of it."""
 
     process: BaseProcess
     connection: Connection
-    trial: int | None = None
-    ready: bool = False
-    num_starts: int = 1
 
 
 class ProcessExecutor:
@@ -112,62 +119,57 @@ class ProcessExecutor:
         self._data = data
         self._devices = devices
         self._num_threads = max(1, num_cpus() // len(devices))
-        self._slots: list[_Slot] = []
+        self._slots: dict[int, _Slot] = {}
 
     def start(self) -> None:
-        self._slots = [self._spawn(number) for number in range(self.num_workers)]
+        self._slots = {number: self._spawn(number) for number in range(self.num_workers)}
 
     def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
         slot = self._slots[worker]
-        assert slot.trial is None, "the worker has a trial"
-        slot.trial = trial
+        slot.take(trial)
         self._send(slot, (trial, config))
 
     def stop_trial(self, worker: int) -> None:
         self._send(self._slots[worker], None)
 
+    def kill(self, worker: int, *, reason: str) -> None:
+        self._slots[worker].reason = reason
+        self._slots[worker].process.kill()  # `events` finds it dead
+
     def events(self, *, timeout: float) -> list[Event]:
-        by_connection = {slot.connection: number for number, slot in enumerate(self._slots)}
+        by_connection = {slot.connection: number for number, slot in self._slots.items()}
         events: list[Event] = []
         for connection in wait(list(by_connection), timeout):
             assert isinstance(connection, Connection)
             number = by_connection[connection]
             try:
                 while connection.poll():
-                    events.append(self._note(number, connection.recv()))
-            except (EOFError, ConnectionError):
+                    events.append(self._slots[number].note(connection.recv()))
+            except (EOFError, OSError):  # OSError: killed in the middle of a message
                 events.append(self._replace(number))
         return events
 
     def close(self) -> None:
-        for slot in self._slots:
+        for slot in self._slots.values():
             slot.process.kill()
-        for slot in self._slots:
+        for slot in self._slots.values():
             slot.process.join()
             slot.process.close()
             slot.connection.close()
-        self._slots = []
-
-    def _note(self, number: int, event: Event) -> Event:
-        slot = self._slots[number]
-        if isinstance(event, Ready):
-            slot.ready = True
-        elif isinstance(event, (Finished, Stopped, Failed)):
-            slot.trial = None
-        return event
+        self._slots = {}
 
     def _replace(self, number: int) -> Event:
-        """Start another worker in place of a dead one, and say what happened."""
-        dead = self._slots[number]
+        """Start another worker in place of a dead one, unless none becomes ready, and say what happened."""
+        dead = self._slots.pop(number)
         dead.process.join()
-        reason = _exit_reason(dead.process.exitcode)
-        num_starts = 1 if dead.ready else dead.num_starts + 1
-        if num_starts > MAX_STARTS:
-            raise SearchError(f"worker {number} died {MAX_STARTS} times before it was ready: {reason}")
+        reason = dead.reason or f"the worker process {_exit_reason(dead.process.exitcode)}"
         dead.process.close()
         dead.connection.close()
+        num_starts = dead.starts_of_next()
+        if num_starts is None:
+            return lost(number, reason)
         self._slots[number] = self._spawn(number, num_starts=num_starts)
-        return WorkerDied(number, dead.trial, f"the worker process {reason}")
+        return WorkerDied(number, dead.trial, reason)
 
     def _spawn(self, number: int, *, num_starts: int = 1) -> _Slot:
         context = multiprocessing.get_context("spawn")  # fork would copy the coordinator's threads and connections
@@ -187,7 +189,7 @@ class ProcessExecutor:
             if in_main_thread:
                 signal.signal(signal.SIGINT, handler)
         theirs.close()
-        return _Slot(process, ours, num_starts=num_starts)
+        return _Slot(process=process, connection=ours, num_starts=num_starts)
 
     @staticmethod
     def _send(slot: _Slot, message: object) -> None:
@@ -198,9 +200,18 @@ class ProcessExecutor:
 
 def _serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     from fbsearch.worker import serve
 
     serve(connection, number, data, device, num_threads)
+
+
+def _die_with_parent() -> None:
+    """End this process the moment the coordinator is gone, even when that was killed and could not say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _exit_reason(exitcode: int | None) -> str:
@@ -238,17 +249,24 @@ class InProcessExecutor:
         self._running = self._worker.run(trial, config)
 
     def stop_trial(self, worker: int) -> None:
-        assert self._running is not None, "there is no trial to stop"
+        if self._running is None:
+            return  # it has come to its end, which `events` has given or will give
         self._running.close()
         self._running = None
         self._queue.append(Stopped(worker, self._trial))
 
-    def events(self, *, timeout: float) -> list[Event]:  # noqa: ARG002 (an epoch takes as long as it takes)
+    def kill(self, worker: int, *, reason: str) -> None:
+        raise AssertionError(f"worker {worker} is the coordinator itself, which was about to end it: {reason}")
+
+    def events(self, *, timeout: float) -> list[Event]:
+        # An epoch takes as long as it takes.
         if not self._queue and self._running is not None:
             event = next(self._running)
             self._queue.append(event)
             if isinstance(event, (Finished, Failed)):
                 self._running = None
+        elif not self._queue:
+            time.sleep(timeout)
         events, self._queue = list(self._queue), deque()
         return events
 
@@ -258,8 +276,8 @@ class InProcessExecutor:
             self._running = None
 
 
-def make_executor(data: DataConfig, *, device: str, workers: int | None) -> Executor:
+def make_executor(data: DataConfig, *, device: str, workers: int | None, workers_per_gpu: int = 1) -> Executor:
     """Workers as the flags say: `workers` None is `auto`, 0 is in-process."""
     if workers == 0:
         return InProcessExecutor(data, device=device)
-    return ProcessExecutor(data, devices=devices_for(device, workers))
+    return ProcessExecutor(data, devices=devices_for(device, workers, workers_per_gpu=workers_per_gpu))

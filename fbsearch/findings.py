@@ -1,4 +1,4 @@
-"""What the trials of a study say, as numbers: intervals, importances, what pruning saved, who worked when.
+"""What the trials of a study say, as numbers: intervals, importances, what pruning saved.
 
 Takes the frame that `report.trials_frame` makes, a row for each trial. Knows nothing of databases, figures and HTML.
 """
@@ -252,7 +252,7 @@ def _ped_anova(frame: pd.DataFrame, score: "pd.Series[float]", names: list[str])
     return {name: value / total for name, value in raw.items()}
 
 
-# -------------------------------------------------------------------------------------------------- cost and time
+# -------------------------------------------------------------------------------------------------- cost
 
 
 def pareto_front(frame: pd.DataFrame, cost: str) -> pd.DataFrame:
@@ -261,57 +261,3 @@ def pareto_front(frame: pd.DataFrame, cost: str) -> pd.DataFrame:
     ordered = known.sort_values([cost, "rank"])
     value = ordered["value"].astype(float)
     return ordered[value > value.cummax().shift(fill_value=-math.inf)]
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """When each trial ran, in seconds of a clock that stands still while nothing runs.
-
-    `lanes` has a row for each trial that has ended: `trial`, `lane` (0, 1, ...), `start`, `end`. `pauses` are the
-    clock's times at which it stood still, with the seconds that passed meanwhile.
-    """
-
-    lanes: pd.DataFrame
-    pauses: list[tuple[float, float]]
-
-    @property
-    def num_lanes(self) -> int:
-        """How many trials ran at once, at most."""
-        return int(self.lanes["lane"].max()) + 1 if len(self.lanes) else 0
-
-    @property
-    def seconds(self) -> float:
-        """The clock's last time."""
-        return float(self.lanes["end"].max()) if len(self.lanes) else 0.0
-
-    @property
-    def busy(self) -> float:
-        """Seconds that trials ran, of the seconds that all lanes had."""
-        ran = float((self.lanes["end"] - self.lanes["start"]).sum())
-        return ran / max(1e-9, self.num_lanes * self.seconds)
-
-
-def timeline(frame: pd.DataFrame, *, longest_pause: float = 60.0) -> Timeline:
-    """Lay the trials out in lanes: each takes the lane that has been free for the shortest time.
-
-    Which worker ran a trial is not stored; where workers differ in nothing the lanes are theirs up to their order.
-    """
-    ended = frame[frame["started"].notna() & frame["ended"].notna()].sort_values(["started", "trial"])
-    if not len(ended):
-        return Timeline(pd.DataFrame(columns=["trial", "lane", "start", "end"]), [])
-    first = ended["started"].min()
-    starts = (ended["started"] - first).dt.total_seconds().to_numpy(dtype=float)
-    ends = np.maximum(starts, (ended["ended"] - first).dt.total_seconds().to_numpy(dtype=float))
-    skipped, until = 0.0, 0.0
-    free: list[float] = []
-    rows, pauses = [], []
-    for number, start, end in zip(ended["trial"], starts, ends, strict=True):
-        if start - until > longest_pause:
-            pauses.append((until - skipped, start - until))
-            skipped += start - until
-        until = max(until, end)
-        open_lanes = [lane for lane, time in enumerate(free) if time <= start]
-        lane = max(open_lanes, key=lambda lane: free[lane]) if open_lanes else len(free)
-        free[lane : lane + 1] = [end]
-        rows.append({"trial": number, "lane": lane, "start": start - skipped, "end": end - skipped})
-    return Timeline(pd.DataFrame(rows), pauses)

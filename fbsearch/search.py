@@ -1,32 +1,26 @@
 """The coordinator: asks Optuna for trials, hands them to workers, stores what comes back, prunes, tells.
 
-The only writer of its study, in one process and one thread: so N means exactly N, and a dead worker is seen at once.
+The only writer of its trials, in one process and one thread: so N means exactly N, and a dead worker is seen at once.
 Knows nothing of torch and nothing of the screen; who wants to look is called with the state after every change.
 """
 
 import contextlib
 import dataclasses
-import functools
-import importlib.metadata
 import json
-import re
-import signal
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
 from fbsearch.config import TrialConfig
-from fbsearch.errors import ConfigError, SearchError
+from fbsearch.cooperation import Alone, Crew
+from fbsearch.errors import ConfigError, SearchError, StorageError
 from fbsearch.events import (
+    OVER_LIMITS,
     CannotStart,
-    DatasetInfo,
     Epoch,
     EpochStats,
     Event,
@@ -37,73 +31,34 @@ from fbsearch.events import (
     Started,
     Stopped,
     WorkerDied,
+    WorkerLost,
 )
 from fbsearch.executors import Executor
+from fbsearch.faults import Faults
+from fbsearch.interruption import Interruption
+from fbsearch.outcomes import limits_error, set_constraints, tell_infeasible
+from fbsearch.patience import while_away
+from fbsearch.proposals import SURE_FAILURES, Proposals, Unusable
+from fbsearch.provenance import coordinator_versions, git_commit
+from fbsearch.search_state import RunningTrial, SearchState
+from fbsearch.silence import Silence
+from fbsearch.storage import describe_process, explain, storage_errors
 from fbsearch.study import (
-    FINISHED,
-    best_trials,
-    enqueue_grid_point,
-    fail,
-    is_failure,
-    put_back,
+    NUM_SHOWN,
+    best_trial,
+    count_trials,
+    flush,
+    is_among_best,
     put_back_running,
     rank_order,
-    sample,
 )
 from fbsearch.study_file import StudyConfig
 
-# How often one configuration is tried before it is given up.
-MAX_ATTEMPTS = 3
-# Different configurations failing in a row with the same reason: the search stops with it. A loss that is not finite
-# is a property of the configuration, and a wide range of learning rates may well draw several in a row.
-MAX_SAME_FAILURES = {"non_finite_loss": 20}
-DEFAULT_MAX_SAME_FAILURES = 3
 SECONDS_BETWEEN_LOOKS = 0.5
-
-End = Literal["finished", "interrupted", "timeout", "grid_exhausted"]
-
-
-@dataclasses.dataclass
-class RunningTrial:
-    """A trial in a worker's hands."""
-
-    trial: optuna.Trial
-    config: TrialConfig
-    worker: int
-    history: list[EpochStats] = dataclasses.field(default_factory=list)
-    handed_out: float = dataclasses.field(default_factory=time.monotonic)
-
-
-@dataclasses.dataclass
-class SearchState:
-    """What there is to see of a search at one moment."""
-
-    name: str
-    num_trials: int
-    num_workers: int
-    num_complete: int = 0
-    num_pruned: int = 0
-    num_failed: int = 0
-    num_finished_before: int = 0
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    best: FrozenTrial | None = None
-    dataset: DatasetInfo | None = None
-    devices: dict[int, str] = dataclasses.field(default_factory=dict)
-    running: dict[int, RunningTrial] = dataclasses.field(default_factory=dict)
-    notice: str = ""
-    end: End | None = None
-
-    @property
-    def num_finished(self) -> int:
-        return self.num_complete + self.num_pruned
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Estimated from the trials finished so far in this run; None before the first."""
-        done = self.num_finished - self.num_finished_before
-        if done == 0:
-            return None
-        return (time.monotonic() - self.started) / done * (self.num_trials - self.num_finished)
+# The same at what other coordinators of the study have done.
+SECONDS_BETWEEN_COUNTS = 2.0
+# So many infeasible configurations drawn in a row: the limits leave too little. A grid has an end of its own.
+MAX_INFEASIBLE_IN_A_ROW = 100
 
 
 class Coordinator:
@@ -117,115 +72,219 @@ class Coordinator:
         *,
         num_trials: int,
         timeout: float | None = None,
+        trial_timeout: float | None = None,
         show: Callable[[SearchState, Event | None], None],
+        crew: Crew | None = None,
     ) -> None:
-        """`num_trials` counts what the study holds already; `timeout` is in seconds from now."""
+        """`num_trials` counts what the study holds already; `timeout` is in seconds from now.
+
+        A worker is ended that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch. `crew` are
+        the study's coordinators; None is this one alone.
+        """
         self.study, self.config, self.executor, self._show = study, config, executor, show
-        trials = study.get_trials(deepcopy=False)
-        self.state = SearchState(
-            name=config.name,
-            num_trials=num_trials,
-            num_workers=executor.num_workers,
-            num_complete=sum(t.state == TrialState.COMPLETE for t in trials),
-            num_pruned=sum(t.state == TrialState.PRUNED for t in trials),
-            num_failed=sum(is_failure(t) for t in trials),
-            num_finished_before=sum(t.state in FINISHED for t in trials),
-            best=next(iter(best_trials(study, 1)), None),
-        )
+        self._crew = crew or Alone()
+        self.state = SearchState(name=config.name, num_trials=num_trials, num_workers=executor.num_workers)
+        self._count()
+        self.state.num_finished_before = self.state.num_finished
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._idle: list[int] = []
-        self._stopping: set[int] = set()
-        self._same_failures: list[tuple[str, int]] = []
+        self._busy: set[int] = set()
+        self._lost: set[int] = set()
+        self._alone: dict[str, int] = {}  # the worker that has, or waits for, a device to itself
+        self._hung: dict[int, int] = {}  # by worker, the trial for which it was ended
+        self._backlog: list[Event] = []
+        self._silence = Silence(trial_timeout=trial_timeout)
+        self._faults = Faults(study)
         self._environment: dict[str, Any] = {}
-        self._interrupted = False
+        self._proposals = Proposals(study, config)
+        self._infeasible_in_a_row: list[dict[str, float | None]] = []
+        self._interruption = Interruption()
 
     def run(self) -> SearchState:
         """Search. Running trials are put back when it ends early, whatever the reason; workers are ended always."""
-        with self._interruptible():
+        with self._interruption.heard(), while_away(self.study, self._while_away):
             try:
-                put_back_running(self.study)
-                self.study.set_user_attr("num_trials", self.state.num_trials)  # for who watches from elsewhere
+                put_back_running(self.study, self._crew.is_own)
+                self._announce()
                 if self.state.num_finished < self.state.num_trials:
+                    self._silence.start(range(self.executor.num_workers))
                     self.executor.start()
                 while self._go_on():
                     self._hand_out()
-                    for event in self.executor.events(timeout=SECONDS_BETWEEN_LOOKS):
+                    for event in self._receive():
                         self._handle(event)
                         self._show(self.state, event)
+                    self._write()
+                    self._end_silent()
                     self._show(self.state, None)
-            finally:
+                while self._backlog:  # it came while the database was away, and the time was over with that
+                    for event in self._receive():
+                        self._handle(event)
+                    self._write()
+            except BaseException:
                 self.executor.close()
-                put_back_running(self.study)
+                # What stopped the search is what is said. What cannot be put back now is at the next start.
+                with contextlib.suppress(StorageError), storage_errors("the database"):
+                    put_back_running(self.study, self._crew.is_own)
+                raise
+            self.executor.close()
+            put_back_running(self.study, self._crew.is_own)
         return self.state
+
+    def _receive(self) -> list[Event]:
+        """What workers have said: first what came while the database was away."""
+        self.state.away = ""
+        events, self._backlog = self._backlog, []
+        return events or self._listen(SECONDS_BETWEEN_LOOKS)
+
+    def _listen(self, timeout: float) -> list[Event]:
+        events = self.executor.events(timeout=timeout)
+        for event in events:
+            self._silence.hear(event)
+        return events
+
+    def _while_away(self, error: BaseException) -> bool:
+        """Go on listening while the database is away, so that no worker waits and nothing is lost; until Ctrl-C."""
+        self.state.away = explain(error).partition(";")[0]
+        self._backlog += self._listen(0)
+        self._show(self.state, None)
+        return not self._interruption.is_asked
+
+    def _end_silent(self) -> None:
+        """End the workers that hang; WorkerDied will follow."""
+        for worker, reason in self._silence.look(time.monotonic()):
+            running = self.state.running.get(worker)
+            self._hung[worker] = -1 if running is None else running.trial.number
+            self._silence.start([worker])
+            self.executor.kill(worker, reason=reason)
+
+    def _announce(self) -> None:
+        """Say in the study until how many trials it is searched: the most that any of its coordinators was told."""
+        with self._crew.turn():
+            told = self.study.user_attrs.get("num_trials", 0) if self._crew.num_others() else 0
+            self.study.set_user_attr("num_trials", max(told, self.state.num_trials))
+            self.study.set_user_attr("coordinator", describe_process())  # whom to name to another one, on SQLite
+
+    def _write(self) -> None:
+        """Write what has come in; look after what the study's other coordinators have done, or left undone."""
+        lost = flush(self.study)
+        for running in [running for running in self.state.running.values() if running.trial.number in lost]:
+            self._lose(running)
+        if self._crew.is_shared and time.monotonic() - self._counted >= SECONDS_BETWEEN_COUNTS:
+            if self._crew.put_back_orphans(self.study):
+                self.state.end = None  # a grid that seemed exhausted is not
+            self._count()
+            if self._num_waiting and self.state.end in ("grid_exhausted", "space_exhausted"):
+                self.state.end = None  # another coordinator has put trials back
+
+    def _count(self) -> None:
+        """Take from the database how far the study is; then only what others do changes it behind our back."""
+        state, counts, self._counted = self.state, count_trials(self.study), time.monotonic()
+        state.num_complete, state.num_pruned = counts[TrialState.COMPLETE], counts[TrialState.PRUNED]
+        state.num_failed, self._num_waiting = counts[TrialState.FAIL], counts[TrialState.WAITING]
+        state.num_infeasible, state.num_duplicates = counts["infeasible"], counts["duplicate"]
+        state.num_running_elsewhere = max(0, counts[TrialState.RUNNING] - len(state.running))
+        state.best = best_trial(self.study)
 
     def _go_on(self) -> bool:
         state = self.state
-        if self._interrupted:
+        if self._interruption.is_asked:
             state.end = "interrupted"
         elif state.num_finished >= state.num_trials:
             state.end = "finished"
         elif self._deadline is not None and time.monotonic() >= self._deadline:
             state.end = "timeout"
-        elif state.end == "grid_exhausted":
-            return bool(state.running)
+        elif state.end in ("grid_exhausted", "space_exhausted"):
+            return self._num_running > 0
         return state.end is None
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the search between two writes; a second one at once."""
-
-        def on_signal(number: int, _frame: FrameType | None) -> None:
-            # `timeout` and cluster managers may send SIGTERM twice; only a person presses Ctrl-C again.
-            if self._interrupted and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._interrupted = True
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    @property
+    def _num_running(self) -> int:
+        """Of all coordinators; what runs before a search that is alone is put back."""
+        elsewhere = self.state.num_running_elsewhere if self._crew.is_shared else 0
+        return len(self.state.running) + elsewhere
 
     def _hand_out(self) -> None:
-        while self._idle and self.state.num_finished + len(self.state.running) < self.state.num_trials:
-            if not self._ask(self._idle[0]):
-                return
-            self._idle.pop(0)
+        for worker in list(self._idle):
+            if self.state.end is not None or not self._has_room():
+                break
+            # A trial that needs its device for itself waits until it is free, and the others then wait for it.
+            if self.state.devices[worker] not in self._alone:
+                if not self._ask(worker):
+                    break
+                self._idle.remove(worker)
+        for device, worker in self._alone.items():
+            others = {other for other in self._busy - {worker} if self.state.devices.get(other) == device}
+            if not others and worker not in self._busy:
+                self._submit(self.state.running[worker])
+
+    def _submit(self, running: RunningTrial) -> None:
+        if any(event.worker == running.worker for event in self._backlog):
+            return  # it died while the database was away: its WorkerDied comes next, and puts the trial back
+        running.handed_out = time.monotonic()
+        self._busy.add(running.worker)
+        self._silence.submit(running.worker)
+        self.executor.submit(running.worker, running.trial.number, running.config)
+
+    def _has_room(self) -> bool:
+        return self.state.num_finished + self._num_running < self.state.num_trials
+
+    def _take(self) -> optuna.Trial | None:
+        """The next trial; None where the places are taken, or the grid is exhausted (`Proposals.end`)."""
+        with self._crew.turn():
+            if self._crew.is_shared:
+                self._count()
+                if not self._has_room():
+                    return None
+            return self._crew.ask(self.study) if self._proposals.fill_queue() else None
 
     def _ask(self, worker: int) -> bool:
         """Give a worker the next trial; False if there is none, or it cannot be built."""
-        if self.config.search.sampler == "grid" and not self._fill_queue():
-            self.state.end = "grid_exhausted"
-            return False
-        trial = self.study.ask()
-        values = sample(trial, self.config)
-        try:
-            config = self.config.trial(values, seed=self.config.search.seed + trial.number)
-        except ConfigError as error:
-            self._failed(trial, kind="invalid_configuration", message=str(error))
-            return False
         assert self.state.dataset is not None, "a worker that is idle has said what its data is"
-        model = config.model.resolve_stem(self.state.dataset.image_size)
-        config = config.model_copy(update={"model": model})
-        trial.set_user_attr("config", config.model_dump(mode="json"))
-        self.state.running[worker] = RunningTrial(trial, config, worker)
-        self.executor.submit(worker, trial.number, config)
+        try:
+            proposed = self._proposals.next(self._take, image_size=self.state.dataset.image_size)
+        except Unusable as error:
+            self._failed(error.trial, kind="invalid_configuration", message=str(error))
+            return False
+        if not self._crew.is_shared:
+            self.state.num_duplicates = self._proposals.num_duplicates
+        if proposed is None:
+            self.state.end, self.state.num_distinct = self._proposals.end, len(self._proposals.known)
+            return False
+        trial, config = proposed
+        running = self.state.running[worker] = RunningTrial(trial, config, worker)
+        if trial.user_attrs.get("alone"):
+            self._alone[self.state.devices[worker]] = worker
+        else:
+            self._submit(running)
         return True
-
-    def _fill_queue(self) -> bool:
-        """Whether a point of the grid waits: one that was put back, or else the next."""
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return bool(waiting) or enqueue_grid_point(self.study, self.config)
 
     def _handle(self, event: Event) -> None:
         running = self.state.running.get(event.worker)
+        try:
+            self._dispatch(event)
+        except UpdateFinishedTrialError:
+            assert running is not None, "only a running trial is ended"
+            self._lose(running, is_ended=isinstance(event, Finished))
+
+    def _lose(self, running: RunningTrial, *, is_ended: bool = False) -> None:
+        """Drop a trial that another coordinator has put back, taking this one for dead: its result counts there."""
+        worker = running.worker
+        self.state.notice = f"trial {running.trial.number} was put back by another coordinator, its result is dropped"
+        if self.state.running.pop(worker, None) is None:
+            return  # told before what is known now
+        if is_ended or worker not in self._busy:
+            self._free(worker)
+        else:
+            self.executor.stop_trial(worker)
+
+    def _dispatch(self, event: Event) -> None:
+        running = self.state.running.get(event.worker)
         match event:
             case CannotStart(message=message):
-                raise SearchError(message)
+                if self.state.dataset is None:
+                    raise SearchError(message)
+                self.state.notice = message  # the others go on, and it is started again
             case Ready():
                 self._ready(event)
             case Notice(text=text):
@@ -235,27 +294,46 @@ class Coordinator:
             case Started() if running is not None:
                 self._started(running, event)
             case Epoch() if running is not None:
+                if event.execution is not None:
+                    running.trial.set_user_attr("execution", dataclasses.asdict(event.execution))
                 self._epoch(running, event.stats)
             case Finished() if running is not None:
                 self._store_history(running)
+                self._store_attention(running, event)
                 self._tell(running, TrialState.COMPLETE, value=event.value)
                 self._free(event.worker)
+            case Failed(kind=kind) if running is not None and kind == OVER_LIMITS:
+                self._free(event.worker)
+                self._infeasible(running, event.message)
             case Failed() if running is not None:
                 self._free(event.worker)
                 self._failed(running.trial, kind=event.kind, message=event.message, details=event.details)
-            case WorkerDied() if self._interrupted:
+            case WorkerDied() | WorkerLost() if self._interruption.is_asked:
                 pass  # a SIGTERM to the whole process group: what ran is put back at the end
-            case WorkerDied():
-                self.state.running.pop(event.worker, None)
-                self._idle = [worker for worker in self._idle if worker != event.worker]
+            case WorkerDied(kind=kind, message=message):
+                self._worker_gone(event.worker)
+                hung = self._hung.pop(event.worker, None)
                 if running is not None:
-                    self._failed(running.trial, kind="worker_died", message=event.message)
+                    kind = "hung" if hung == running.trial.number else kind
+                    self._failed(running.trial, kind=kind, message=message)
+            case WorkerLost(message=message):
+                self._worker_gone(event.worker)
+                self._lost.add(event.worker)
+                self.state.notice = message
+                if len(self._lost) == self.executor.num_workers:
+                    raise SearchError(f"no worker is left: {message}")
+
+    def _worker_gone(self, worker: int) -> None:
+        self._free(worker)
+        self._idle.remove(worker)
+        self.state.devices.pop(worker, None)
 
     def _ready(self, event: Ready) -> None:
         if self.state.dataset is None:
             self.state.dataset = event.dataset
-            self._check_dataset()
-            self.study.set_user_attr("dataset", dataclasses.asdict(event.dataset))
+            with self._crew.turn():
+                self._check_dataset()
+                self.study.set_user_attr("dataset", dataclasses.asdict(event.dataset))
             self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
             # Start-up is behind us: what is left is estimated from trials alone.
             self.state.started = time.monotonic()
@@ -267,7 +345,7 @@ class Coordinator:
         """Refuse to go on with a study whose finished trials were trained on other data."""
         stored = self.study.user_attrs.get("dataset")
         now = json.loads(json.dumps(dataclasses.asdict(self.state.dataset)))  # type: ignore[arg-type]
-        if self.state.num_finished and stored is not None and stored != now:
+        if (self.state.num_finished or self._crew.num_others()) and stored is not None and stored != now:
             changed = ", ".join(f"{key} {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key])
             raise ConfigError(
                 f"the data of the study {self.config.name!r} have changed since its trials were run ({changed}): their "
@@ -276,17 +354,37 @@ class Coordinator:
 
     def _free(self, worker: int) -> None:
         self.state.running.pop(worker, None)
-        self._idle.append(worker)
+        self._busy.discard(worker)
+        self._alone = {device: other for device, other in self._alone.items() if other != worker}
+        self._idle = [other for other in self._idle if other != worker] + [worker]
 
     def _started(self, running: RunningTrial, event: Started) -> None:
         attributes = {
             "num_parameters": event.num_parameters,
             "flops": event.flops,
             "device": self.state.devices[event.worker],
+            "worker": event.worker,
             "environment": self._environment,
         }
+        if event.memory_mib is not None:
+            attributes["memory_mib"] = event.memory_mib
         for key, value in attributes.items():
             running.trial.set_user_attr(key, value)
+        excess = running.config.limits.excess(event.costs)
+        set_constraints(self.study, running.trial, excess)
+        if max(excess.values(), default=0) > 0:
+            self._infeasible_in_a_row.append(event.costs)
+        else:
+            self._infeasible_in_a_row.clear()
+
+    def _infeasible(self, running: RunningTrial, message: str) -> None:
+        """End a trial whose cost is over the limits, and the search where nothing else is drawn."""
+        tell_infeasible(self.study, running.trial, constraints={}, kind=OVER_LIMITS, message=message)
+        self._proposals.known.add(running.trial, running.config)
+        self.state.num_infeasible += 1
+        costs = self._infeasible_in_a_row
+        if len(costs) >= MAX_INFEASIBLE_IN_A_ROW and self.config.search.sampler != "grid":
+            raise limits_error(running.config.limits, costs)
 
     def _epoch(self, running: RunningTrial, stats: EpochStats) -> None:
         running.history.append(stats)
@@ -301,9 +399,15 @@ class Coordinator:
         running.trial.set_user_attr("history", [dataclasses.asdict(stats) for stats in running.history])
         running.trial.set_user_attr("seconds", time.monotonic() - running.handed_out)
 
+    def _store_attention(self, running: RunningTrial, event: Finished) -> None:
+        """Keep the maps of the best at this moment only: of all trials they would be most of the database."""
+        if event.attention is not None and is_among_best(self.study, event.value, NUM_SHOWN):
+            running.trial.set_user_attr("attention", dataclasses.asdict(event.attention))
+
     def _tell(self, running: RunningTrial, state: TrialState, *, value: float | None = None) -> None:
         told = self.study.tell(running.trial, value, state=state)
-        self._same_failures.clear()
+        self._proposals.known.add(told, running.config)
+        self._faults.none()
         if state == TrialState.PRUNED:
             self.state.num_pruned += 1
             return
@@ -312,47 +416,12 @@ class Coordinator:
             self.state.best = told
 
     def _failed(self, trial: optuna.Trial, *, kind: str, message: str, details: str = "") -> None:
-        """Record a failure, try the configuration again where that can help, stop where it is always the same."""
-        if details:
-            trial.set_user_attr("traceback", details)
-        self.state.num_failed += 1
-        attempt = trial.user_attrs.get("attempt", 1)
-        # The same configuration diverges again, and cannot be built again.
-        if attempt < MAX_ATTEMPTS and kind not in ("non_finite_loss", "invalid_configuration"):
-            frozen = self.study.get_trials(deepcopy=False)[trial.number]
-            put_back(self.study, frozen, kind=kind, message=message, attempt=attempt + 1)
-            self.state.end = None  # a grid that seemed exhausted is not
+        outcome = self._faults.record(trial, kind=kind, message=message, details=details)
+        if outcome == "infeasible":
+            self.state.num_infeasible += 1
         else:
-            fail(self.study, trial.number, kind=kind, message=message)
-        # The same bug may name other sizes in each trial.
-        bug = f"{kind}: {re.sub('[0-9]+', '#', message)}"
-        self._same_failures = [item for item in self._same_failures if item[0] == bug]
-        self._same_failures.append((bug, trial.user_attrs.get("retry_of", trial.number)))
-        most = MAX_SAME_FAILURES.get(kind, DEFAULT_MAX_SAME_FAILURES)
-        if len({origin for _, origin in self._same_failures}) >= most:
-            raise SearchError(
-                f"{most} different trials in a row failed in the same way, the search stops: {kind}: {message}"
-            )
-
-
-def coordinator_versions() -> dict[str, str]:
-    """Versions of what runs in the coordinator."""
-    return {name: importlib.metadata.version(name) for name in ("fbsearch", "optuna")}
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """The commit of fbsearch's own checkout, with + where it has changes; None where it is installed as a package."""
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None  # no git here, or a checkout without a commit
-    return commit.stdout.strip()
+            self.state.num_failed += 1
+        if outcome == "again":
+            self.state.end = None  # a grid that seemed exhausted is not
+        elif outcome == "infeasible" or kind in SURE_FAILURES:
+            self._proposals.known.add(trial, TrialConfig.model_validate(trial.user_attrs["config"]))

@@ -8,6 +8,7 @@ import difflib
 import itertools
 import json
 import math
+import random
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -17,13 +18,13 @@ from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError,
 from fbsearch.config import ModelConfig, Strict, TrainConfig
 
 SECTIONS: dict[str, type[Strict]] = {"model": ModelConfig, "train": TrainConfig}
-# Where to write, which changes no result: never searched, and free to change when a study is resumed.
-NO_SETTING = "train.tensorboard"
+# What changes no result: never searched, and free to change when a study is resumed.
+NO_SETTINGS = ("train.tensorboard", "train.cuda_graph")
 FIELDS = tuple(
     f"{section}.{field}"
     for section, model in SECTIONS.items()
     for field in model.model_fields
-    if f"{section}.{field}" != NO_SETTING
+    if f"{section}.{field}" not in NO_SETTINGS
 )
 LEVELS = "model.fractal_levels"
 # An integer range is checked value by value up to this many values, beyond that at its two ends.
@@ -242,6 +243,30 @@ def grid_points(space: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise ValueError(f"space.{name}: a grid needs `step` or `choices` here, a continuous range has no end")
         axes.append(values(name, dimension, most=MAX_GRID))
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def draw_point(space: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A point of a space as {dotted name: value}, each dimension drawn evenly; by ratios where a range is `log`."""
+    return {name: _draw(name, dimension, rng) for name, dimension in space.items()}
+
+
+def _draw(name: str, dimension: Any, rng: random.Random) -> Any:
+    if isinstance(dimension, ChoiceSpace):
+        return rng.choice(dimension.choices)
+    if isinstance(dimension, LevelsSpace):
+        return tuple(rng.choice(dimension.level) for _ in range(rng.choice(dimension.num_stages)))
+    low, high = dimension.low, dimension.high
+    if dimension.log:
+        # A whole number stands for all that is rounded to it, so that the ends are not drawn half as often.
+        margin = 0.5 if is_integer(name) else 0
+        value = math.exp(rng.uniform(math.log(low - margin), math.log(high + margin)))
+        value = min(max(round(value) if is_integer(name) else value, low), high)
+    elif is_integer(name) or dimension.step is not None:
+        step = dimension.step or 1
+        value = low + step * rng.randint(0, round((high - low) / step))
+    else:
+        value = rng.uniform(low, high)
+    return int(value) if is_integer(name) else float(value)
 
 
 def _is_multiple(value: float, step: float) -> bool:

@@ -5,10 +5,13 @@ SIGKILL at any moment. The settings are made in a `creator`, since event hooks d
 """
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import json
+import os
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +20,17 @@ from typing import Any
 import filelock
 import optuna
 import sqlalchemy
+from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
+from optuna.storages._rdb import models
 
 from fbsearch.errors import StorageError
+from fbsearch.patience import PatientStorage
 
-SQLITE_HEADER = b"SQLite format 3\x00"
+TRIALS_A_READ = 500
+# How long SQLite itself waits for a lock. Who is patient looks after other things between two tries.
+BUSY_SECONDS, PATIENT_BUSY_SECONDS = 60, 1
+# A host that has gone without a word is noticed after 20 s, where the system's own defaults take hours.
+PATIENT_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
 _SCHEMES = "write sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 
 
@@ -36,11 +46,12 @@ def hide_password(url: str) -> str:
     return re.sub(r"([?&]password=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
 
 
-def open_storage(url: str, *, create: bool = False) -> optuna.storages.RDBStorage:
+def open_storage(url: str, *, create: bool = False, patient: bool = False) -> optuna.storages.RDBStorage:
     """Open the database of a storage URL, sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.
 
-    `create` makes the file and its folder where there is none. StorageError says in words what is wrong: no database,
-    not one of ours, corrupt, read-only, disk full, unreachable, a scheme that is not supported.
+    `create` makes the file and its folder where there is none. Once open, a `patient` one waits for a database that is
+    locked, full or away (see `patience`). StorageError says in words what is wrong: no database, not one of ours,
+    corrupt, read-only, disk full, unreachable, a scheme that is not supported.
     """
     try:
         parsed = sqlalchemy.make_url(url)
@@ -50,37 +61,55 @@ def open_storage(url: str, *, create: bool = False) -> optuna.storages.RDBStorag
         parsed = parsed.set(drivername="postgresql+psycopg")
     kwargs: dict[str, Any] = {}
     if parsed.drivername == "sqlite":
-        kwargs["creator"] = functools.partial(_connect_sqlite, str(_sqlite_file(parsed, create=create)))
+        path, busy = str(_sqlite_file(parsed, create=create)), PATIENT_BUSY_SECONDS if patient else BUSY_SECONDS
+        kwargs["creator"] = functools.partial(_connect_sqlite, path, busy_seconds=busy)
+    elif patient and parsed.drivername == "postgresql+psycopg":
+        kwargs["connect_args"] = PATIENT_POSTGRES
     elif parsed.drivername != "postgresql+psycopg":
         raise StorageError(f"--storage {hide_password(url)}: cannot use {parsed.drivername!r}; {_SCHEMES}")
     with storage_errors(url):
         try:
-            return optuna.storages.RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
+            make = PatientStorage if patient else optuna.storages.RDBStorage
+            with _alone_with_tables(parsed):
+                return make(parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
         except ImportError:
             raise StorageError("PostgreSQL needs its driver: pip install 'fbsearch[postgres]'") from None
+
+
+@contextlib.contextmanager
+def _alone_with_tables(url: sqlalchemy.URL) -> Iterator[None]:
+    """Optuna makes its tables when it opens a database; two processes that do so at once in PostgreSQL fail."""
+    if url.drivername == "sqlite":
+        yield  # one coordinator a file (hold_study)
+        return
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:  # the lock ends with it
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('fbsearch tables'))"))
+        yield
 
 
 def _sqlite_file(url: sqlalchemy.URL, *, create: bool) -> Path:
     if not url.database or url.database == ":memory:":
         raise StorageError("--storage sqlite://: a database in memory keeps nothing; write sqlite:///FILE")
     path = Path(url.database)
+    # Looked at through SQLite alone: to close a file drops all locks that this process holds on it, and another process
+    # then takes away SQLite's write-ahead log under a connection that is open here.
     try:
-        with path.open("rb") as file:
-            header = file.read(len(SQLITE_HEADER))
+        size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         if not create:
             raise StorageError(f"{path}: no such database; `fbsearch run` makes one, --storage names another") from None
         _make_folder_of(path)
         return path
-    except IsADirectoryError:
-        raise StorageError(f"{path}: is a folder; --storage sqlite:///FILE names a file") from None
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
-    if not header and not create:
+    if path.is_dir():
+        raise StorageError(f"{path}: is a folder; --storage sqlite:///FILE names a file")
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise StorageError(f"{path}: cannot be read: Permission denied")
+    if not size and not create:
         raise StorageError(f"{path}: is empty, there is no study in it; `fbsearch run` fills it")
-    if header and header != SQLITE_HEADER:
-        raise StorageError(f"{path}: is not an SQLite database (or is corrupt); move it away, or name another")
-    if header:
+    if size:
         with storage_errors(url.render_as_string()), contextlib.closing(sqlite3.connect(path)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if tables and "studies" not in tables:
@@ -95,11 +124,12 @@ def _make_folder_of(path: Path) -> None:
         raise StorageError(f"{path}: its folder cannot be made: {error.strerror}") from None
 
 
-def _connect_sqlite(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+def _connect_sqlite(path: str, *, busy_seconds: int) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA busy_timeout={1000 * busy_seconds}")
     except sqlite3.Error:
         connection.close()
         raise
@@ -112,7 +142,7 @@ def storage_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise StorageError(f"{hide_password(url)}: {_explain(error)}") from error
+        raise StorageError(f"{hide_password(url)}: {explain(error)}") from error
     except json.JSONDecodeError as error:  # an attribute that was cut off with its file
         raise StorageError(f"{hide_password(url)}: the database is corrupt; move it away, or name another") from error
     except (AssertionError, RuntimeError) as error:
@@ -121,10 +151,11 @@ def storage_errors(url: str) -> Iterator[None]:
             sign in str(error) for sign in ("Should not reach", "no longer compatible", "optuna storage upgrade")
         ):
             raise
-        raise StorageError(f"{hide_password(url)}: {_explain(error)}") from error
+        raise StorageError(f"{hide_password(url)}: {explain(error)}") from error
 
 
-def _explain(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
+    """What a database's error means, and after a semicolon what to do."""
     chain = [error]
     while chain[-1].__cause__ or chain[-1].__context__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)  # type: ignore[arg-type]
@@ -140,6 +171,9 @@ def _explain(error: BaseException) -> str:
         "database is locked": "another program holds the database locked; wait for it or end it",
         "connection failed": "the database server cannot be reached; check host, port, name and password",
         "could not connect": "the database server cannot be reached; check host, port, name and password",
+        "server closed the connection": "the connection to the database server was cut; is it running?",
+        "terminating connection": "the database server is being stopped; start it again",
+        "database system is": "the database server is being started or stopped; wait for it",
         "no longer compatible": "was written by another version of Optuna; `optuna storage upgrade` converts it",
         "optuna storage upgrade": "was written by another version of Optuna; `optuna storage upgrade` converts it",
     }.items():
@@ -148,12 +182,32 @@ def _explain(error: BaseException) -> str:
     return f"the database failed: {type(chain[-1]).__name__}"
 
 
+def describe_process() -> dict[str, str | int]:
+    """Who this process is, for a study that it holds."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
+
+
+def _describe_holder(path: str, name: str) -> str:
+    """Who holds a study of an SQLite file, as its coordinator has written it; nothing if it has not yet."""
+    query = (
+        "SELECT value_json FROM studies JOIN study_user_attributes USING (study_id) "
+        "WHERE study_name = ? AND key = 'coordinator'"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            (text,) = connection.execute(query, (name,)).fetchone() or ("null",)
+    except sqlite3.Error:  # it is just being made
+        return ""
+    holder = json.loads(text)
+    return "" if holder is None else " (process {pid} on {host}, since {since})".format(**holder)
+
+
 @contextlib.contextmanager
 def hold_study(url: str, name: str) -> Iterator[None]:
     """Hold a study of an SQLite database for this process, until the block ends or the process dies in any way.
 
     Two coordinators on one SQLite study would put each other's running trials back. StorageError if it is held.
-    A PostgreSQL study is not held.
+    A PostgreSQL study is not held: any number may search it (`cooperation`).
     """
     parsed = sqlalchemy.make_url(url)
     if parsed.drivername != "sqlite":
@@ -166,8 +220,9 @@ def hold_study(url: str, name: str) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise StorageError(
-            f"{parsed.database}: another `fbsearch run` is searching the study {name!r}; wait for it, "
-            "end it with Ctrl-C, or start another study with --name"
+            f"{parsed.database}: another `fbsearch run` is searching the study {name!r}"
+            f"{_describe_holder(parsed.database, name)}; wait for it, end it with Ctrl-C, start another study with "
+            "--name, or let several machines search one study in PostgreSQL (--storage postgresql+psycopg://...)"
         ) from None
     except OSError as error:
         raise StorageError(f"{lock.lock_file}: cannot be made: {error.strerror}; it keeps two searches apart") from None
@@ -175,3 +230,27 @@ def hold_study(url: str, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def read_trials(study: optuna.Study) -> None:
+    """Read a study's trials into Optuna's cache, TRIALS_A_READ at a time.
+
+    Optuna reads all at once, which for 10,000 trials takes 250 MiB that are free again a moment later.
+    """
+    cached, study_id, trial = study._storage, study._study_id, models.TrialModel
+    if not isinstance(cached, _CachedStorage):
+        return  # it lives in memory
+    query = sqlalchemy.select(trial.trial_id, trial.state).where(trial.study_id == study_id).order_by(trial.trial_id)
+    with cached._backend.engine.connect() as connection:
+        found = list(connection.execute(query))
+    finished = [trial_id for trial_id, state in found if state.is_finished()]
+    with cached._lock:
+        there = cached._studies.setdefault(study_id, _StudyInfo())
+        there.unfinished_trial_ids |= {trial_id for trial_id, state in found if not state.is_finished()}
+        for start in range(0, len(finished), TRIALS_A_READ):
+            part = finished[start : start + TRIALS_A_READ]
+            if part[-1] > there.last_finished_trial_id:
+                cached._add_trials_to_cache(
+                    study_id, cached._backend._get_trials(study_id, None, set(part), finished[-1])
+                )
+                there.last_finished_trial_id = part[-1]

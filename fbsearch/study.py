@@ -5,12 +5,12 @@ and its parameters are put into Optuna's queue: a RUNNING trial set back to WAIT
 """
 
 import collections
-import datetime
+import contextlib
 import functools
 import json
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -19,12 +19,14 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from fbsearch.batching import BatchingStorage
 from fbsearch.config import TrialConfig
 from fbsearch.errors import ConfigError, StorageError
+from fbsearch.outcomes import FINISHED, is_duplicate
 from fbsearch.space import (
     LEVELS,
     MAX_GRID,
-    NO_SETTING,
+    NO_SETTINGS,
     ChoiceSpace,
     LevelsSpace,
     choice_label,
@@ -33,46 +35,54 @@ from fbsearch.space import (
     values,
 )
 from fbsearch.storage import hide_password
-from fbsearch.study_file import Export, SearchConfig, StudyConfig
+from fbsearch.study_file import SearchConfig, StudyConfig
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 INTERRUPTED = "interrupted"
-# Of a table without trials; with trials, what was sampled stands between value and num_parameters.
-TABLE_COLUMNS = [
-    "trial", "state", "value", "num_parameters", "flops", "seconds", "device", "epochs", "started", "ended", "seed",
-    "failure",
-]  # fmt: skip
+# So many of the best trials are shown with their files.
+NUM_SHOWN = 10
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def create_study(storage: optuna.storages.RDBStorage, config: StudyConfig) -> optuna.Study:
+def create_study(
+    storage: optuna.storages.RDBStorage, config: StudyConfig, *, is_searched: bool = False
+) -> optuna.Study:
     """The study of a study file: a new one, or the one of that name to go on with.
 
+    What is set on its running trials is written by `flush`, or with the trial's end.
     ConfigError if what is stored under the name was searched in a different space, on different data, or with a
-    different network or training: their values could not be compared.
+    different network or training: their values could not be compared. `is_searched` says that other coordinators
+    search it now, so that it cannot be changed even before its first trial.
     """
     for _ in config.corners():
         pass  # each is checked as it is made: values that cannot be used together are refused before anything is stored
+    batching = BatchingStorage(storage)
     try:
-        study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
+        study = optuna.create_study(storage=batching, study_name=config.name, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=storage, study_name=config.name)
+        study = optuna.load_study(storage=batching, study_name=config.name)
     trials = study.get_trials(deepcopy=False)
     if study.directions != [optuna.study.StudyDirection.MAXIMIZE] or (trials and "config" not in study.user_attrs):
         raise ConfigError(f"the study {config.name!r} was not made by fbsearch; --name NAME starts a new one")
-    if trials:
-        _check_unchanged(_stored_config(study), config)
+    if trials or (is_searched and "config" in study.user_attrs):
+        _check_unchanged(stored_config(study), config)
     study.set_user_attr("config", config.model_dump(mode="json"))
     study.sampler = make_sampler(config.search, num_trials=len(trials))
     study.pruner = make_pruner(config)
     return study
 
 
-def _stored_config(study: optuna.Study) -> StudyConfig:
+def flush(study: optuna.Study) -> list[int]:
+    """Write what was set on running trials; the numbers of those that another coordinator has ended, now forgotten."""
+    assert isinstance(study._storage, BatchingStorage), "the study is from create_study"
+    return study._storage.flush()
+
+
+def stored_config(study: optuna.Study) -> StudyConfig:
+    """The study file that a study was last searched with. ConfigError if another version's is not readable."""
     try:
         return StudyConfig.model_validate(study.user_attrs["config"])
     except ValidationError:
@@ -96,14 +106,11 @@ def load_study(storage: optuna.storages.RDBStorage, name: str | None) -> optuna.
 
 
 def _check_unchanged(stored: StudyConfig, config: StudyConfig) -> None:
-    sections = ("data", "model", "train", "space")
-    was, now = (
-        {key: value for section in sections for key, value in _flatten(side, section)} for side in (stored, config)
-    )
+    was, now = (dict(_compared(side)) for side in (stored, config))
     changes = [
         f"  {key}: {was.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in was | now
-        if key != NO_SETTING and was.get(key) != now.get(key)
+        if key not in NO_SETTINGS and was.get(key) != now.get(key)
     ]
     if changes:
         raise ConfigError(
@@ -113,9 +120,13 @@ def _check_unchanged(stored: StudyConfig, config: StudyConfig) -> None:
         )
 
 
-def _flatten(config: StudyConfig, section: str) -> Iterator[tuple[str, Any]]:
-    for key, value in config.model_dump(mode="json")[section].items():
-        yield f"{section}.{key}", value
+def _compared(config: StudyConfig) -> Iterator[tuple[str, Any]]:
+    sections = config.model_dump(mode="json")
+    # The limits too: what the sampler has learned of the old ones stays with the trials.
+    sections["search"] = {"limits": sections["search"]["limits"]}
+    for section in ("data", "model", "train", "space", "search"):
+        for key, value in sections[section].items():
+            yield f"{section}.{key}", value
 
 
 def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.BaseSampler:
@@ -138,7 +149,8 @@ def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
     epochs = config.train.epochs if searched is None else max(values("train.epochs", searched, most=MAX_GRID))
     match config.search.pruner:
         case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=10, n_warmup_steps=max(1, epochs // 4))
+            # n_min_trials, because duplicates count among the start-up trials and have no learning curve.
+            return optuna.pruners.MedianPruner(10, n_warmup_steps=max(1, epochs // 4), n_min_trials=10)
         case "successive_halving":
             return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
         case "hyperband":
@@ -197,14 +209,22 @@ def enqueue_grid_point(study: optuna.Study, config: StudyConfig) -> bool:
     return False
 
 
-def put_back(study: optuna.Study, trial: FrozenTrial, *, kind: str, message: str, attempt: int) -> None:
-    """End a running trial as failed, with the reason, and put its parameters into the queue for another attempt."""
+def put_back(
+    study: optuna.Study, trial: FrozenTrial, *, kind: str, message: str, attempt: int, alone: bool = False
+) -> None:
+    """End a running trial as failed, with the reason, and put its parameters into the queue for another attempt.
+
+    First the queue, then the end: whoever is killed in between leaves a running trial, and putting that back finds its
+    successor there already. `alone`: the attempt is to have its device to itself.
+    """
+    if not any(other.user_attrs.get("follows") == trial.number for other in study.get_trials(deepcopy=False)):
+        attrs = {k: trial.user_attrs[k] for k in ("grid_index",) if k in trial.user_attrs}
+        attrs |= {"alone": True} if alone else {}
+        # A trial that was killed between two suggestions has a part of its parameters in the queue still.
+        params = trial.system_attrs.get("fixed_params", {}) | trial.params
+        attrs |= {"retry_of": trial.user_attrs.get("retry_of", trial.number), "attempt": attempt}
+        study.enqueue_trial(params, user_attrs=attrs | {"follows": trial.number})
     fail(study, trial.number, kind=kind, message=message)
-    attrs = {k: trial.user_attrs[k] for k in ("grid_index",) if k in trial.user_attrs}
-    # A trial that was killed between two suggestions has a part of its parameters in the queue still.
-    params = trial.system_attrs.get("fixed_params", {}) | trial.params
-    attrs |= {"retry_of": trial.user_attrs.get("retry_of", trial.number), "attempt": attempt}
-    study.enqueue_trial(params, user_attrs=attrs)
 
 
 def fail(study: optuna.Study, number: int, *, kind: str, message: str) -> None:
@@ -214,15 +234,20 @@ def fail(study: optuna.Study, number: int, *, kind: str, message: str) -> None:
     study.tell(number, state=TrialState.FAIL)
 
 
-def put_back_running(study: optuna.Study) -> int:
-    """Put back every trial that a killed coordinator has left running; how many there were.
+def put_back_running(study: optuna.Study, is_stale: Callable[[FrozenTrial], bool] = lambda _trial: True) -> int:
+    """Put back the running trials that a coordinator has left behind; how many there were.
 
-    Only the process that holds the study's lock may call this: to anybody else a running trial is somebody's.
+    Without `is_stale` every one: only the process that holds the study's lock may do that, to anybody else a running
+    trial is somebody's.
     """
-    stale = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    stale = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if is_stale(trial)]
     for trial in stale:
-        attempt = trial.user_attrs.get("attempt", 1)
-        put_back(study, trial, kind=INTERRUPTED, message="the search was stopped while it ran", attempt=attempt)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # it has come to its end after all
+            if "failure" in trial.user_attrs:  # it had failed, and been put back if need be: only the end is missing
+                study.tell(trial.number, state=TrialState.FAIL)
+                continue
+            again = {"attempt": trial.user_attrs.get("attempt", 1), "alone": trial.user_attrs.get("alone", False)}
+            put_back(study, trial, kind=INTERRUPTED, message="the search was stopped while it ran", **again)
     return len(stale)
 
 
@@ -233,10 +258,15 @@ def rank_order(trial: FrozenTrial) -> tuple[float, int, int]:
 
 
 def best_trials(study: optuna.Study, top: int) -> list[FrozenTrial]:
-    """The `top` best complete trials; of equal values the one with fewer parameters comes first."""
+    """The `top` best complete trials, none twice; of equal values the one with fewer parameters comes first."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted((trial for trial in complete if not is_duplicate(trial)), key=rank_order)[:top]
 
-    return sorted(complete, key=rank_order)[:top]
+
+def is_among_best(study: optuna.Study, value: float, top: int) -> bool:
+    """Whether a trial that is about to end with `value` will be among the `top` best complete ones."""
+    best = best_trials(study, top)
+    return len(best) < top or value >= best[-1].values[0]
 
 
 def trial_config(trial: FrozenTrial) -> TrialConfig:
@@ -259,7 +289,7 @@ def status(study: optuna.Study, *, url: str) -> dict[str, Any]:
 
     Counts in the database and reads the best trial alone: 0.04 s for 10,000 trials, all of which take 17 s to read.
     """
-    counts = _count_trials(study)
+    counts = count_trials(study)
     best = best_trial(study)
     return {
         "study": study.study_name,
@@ -269,6 +299,8 @@ def status(study: optuna.Study, *, url: str) -> dict[str, Any]:
         "num_failed": counts[TrialState.FAIL],
         "num_running": counts[TrialState.RUNNING],
         "num_waiting": counts[TrialState.WAITING],
+        "num_infeasible": counts["infeasible"],
+        "num_duplicates": counts["duplicate"],
         "best": best and {"trial": best.number, "value": best.value, "config": best.user_attrs["config"]},
     }
 
@@ -287,20 +319,30 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
 # among them. These two ask its tables.
 
 
-def _count_trials(study: optuna.Study) -> collections.Counter[TrialState]:
-    """How many trials of a study are in each state, from one query; interrupted ones (is_failure) in none."""
+def count_trials(study: optuna.Study) -> collections.Counter[TrialState | str]:
+    """How many trials of a study are in each state, infeasible, or duplicates, from one query; none is counted twice.
+
+    Interrupted ones (is_failure) are not counted at all.
+    """
     trial, attribute = models.TrialModel, models.TrialUserAttributeModel
-    # One query, so that no trial fails between two: the failed ones are counted by their reasons.
-    is_reason = (attribute.trial_id == trial.trial_id) & (attribute.key == "failure") & (trial.state == TrialState.FAIL)
-    query = (
-        sqlalchemy.select(trial.state, attribute.value_json, sqlalchemy.func.count())
-        .select_from(sqlalchemy.outerjoin(trial, attribute, is_reason))
-        .where(trial.study_id == study._study_id)
-        .group_by(trial.state, attribute.value_json)
+    # One query, so that no trial ends between two: failed and infeasible ones are told by their reasons.
+    is_mark = (attribute.trial_id == trial.trial_id) & (
+        ((attribute.key == "failure") & trial.state.in_((TrialState.FAIL, TrialState.PRUNED)))
+        | ((attribute.key == "duplicate_of") & trial.state.in_(FINISHED))
     )
-    counts: collections.Counter[TrialState] = collections.Counter()
-    for state, failure, count in _rows(study, query):
-        if failure is None or json.loads(failure).get("kind") != INTERRUPTED:
+    query = (
+        sqlalchemy.select(trial.state, attribute.key, attribute.value_json, sqlalchemy.func.count())
+        .select_from(sqlalchemy.outerjoin(trial, attribute, is_mark))
+        .where(trial.study_id == study._study_id)
+        .group_by(trial.state, attribute.key, attribute.value_json)
+    )
+    counts: collections.Counter[TrialState | str] = collections.Counter()
+    for state, key, mark, count in _rows(study, query):
+        if key == "duplicate_of":
+            counts["duplicate"] += count
+        elif key == "failure" and state == TrialState.PRUNED:
+            counts["infeasible"] += count
+        elif mark is None or json.loads(mark).get("kind") != INTERRUPTED:
             counts[state] += count
     return counts
 
@@ -324,44 +366,3 @@ def _rows(study: optuna.Study, query: sqlalchemy.Executable) -> list[Any]:
     backend = study._storage._backend  # type: ignore[attr-defined]  # a study wraps its RDBStorage in a cache
     with backend.engine.connect() as connection:
         return list(connection.execute(query))
-
-
-def export_best(study: optuna.Study, *, top: int) -> Export:
-    """The `top` best configurations of a study. StorageError if no trial is complete yet."""
-    best = best_trials(study, top)
-    if not best:
-        raise StorageError(f"the study {study.study_name!r} has no complete trial yet; `fbsearch run` goes on with it")
-    dataset = study.user_attrs["dataset"]
-    shape = {key: dataset[key] for key in ("num_classes", "in_channels", "image_size")}
-    configs = [
-        {
-            "rank": rank,
-            "trial": trial.number,
-            "value": trial.value,
-            "num_parameters": trial.user_attrs["num_parameters"],
-            **shape,
-            **trial.user_attrs["config"],
-        }
-        for rank, trial in enumerate(best, start=1)
-    ]
-    versions = best[0].user_attrs["environment"]["versions"]
-    now = datetime.datetime.now(datetime.UTC)
-    return Export.model_validate({"study": study.study_name, "exported": now, "versions": versions, "configs": configs})
-
-
-def trial_table(study: optuna.Study) -> "pandas.DataFrame":
-    """Every trial as a row: number, state, value, what was sampled, costs, times, failure."""
-    import pandas
-
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        attributes = trial.user_attrs
-        row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value}
-        row |= trial.params
-        row |= {key: attributes.get(key) for key in ("num_parameters", "flops", "seconds", "device")}
-        row["epochs"] = len(trial.intermediate_values)
-        row |= {"started": trial.datetime_start, "ended": trial.datetime_complete}
-        row["seed"] = attributes.get("config", {}).get("seed")
-        row["failure"] = attributes.get("failure", {}).get("message")
-        rows.append(row)
-    return pandas.DataFrame(rows, columns=None if rows else TABLE_COLUMNS)

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from fbsearch.config import DataConfig, ModelConfig, Strict, TrainConfig, TrialConfig
+from fbsearch.config import DataConfig, LimitsConfig, ModelConfig, Strict, TrainConfig, TrialConfig
 from fbsearch.errors import ConfigError
 from fbsearch.space import DEFAULT_SPACE, FIELDS, SECTIONS, Dimension, check_space, corners, grid_points
 
@@ -42,6 +42,9 @@ class SearchConfig(Strict):
         "successive_halving", description="median | successive_halving | hyperband | none"
     )
     seed: int = Field(0, ge=0, description="of the sampler, and with the trial's number of each trial")
+    limits: LimitsConfig = Field(
+        LimitsConfig(), description="most parameters, FLOPs an image, MiB of training; null is no limit"
+    )
 
 
 class StudyConfig(Strict):
@@ -78,7 +81,9 @@ class StudyConfig(Strict):
             section, field = name.split(".")
             sections[section][field] = value
         try:
-            return TrialConfig.model_validate({"data": self.data, "seed": seed, **sections})
+            return TrialConfig.model_validate(
+                {"data": self.data, "seed": seed, "limits": self.search.limits, **sections}
+            )
         except ValidationError as error:
             lines = _describe(error, TrialConfig)
             raise ConfigError(f"{values} cannot be used together: " + "; ".join(lines)) from None
@@ -107,14 +112,37 @@ class ExportedConfig(Strict):
     train: TrainConfig
 
 
+class SearchCompute(Strict):
+    """What a study's finished trials have cost.
+
+    `train_flops` is the sum of one image's forward FLOPs x training images x epochs run: the same on every machine.
+    A training step costs about three forward passes, in every network alike.
+    """
+
+    num_trials: int = Field(ge=1)
+    num_epochs: int = Field(ge=0)
+    train_flops: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+
+
+class Searched(Strict):
+    """What a search drew from and what it spent: what it takes to search the same space otherwise at equal compute."""
+
+    model: ModelConfig
+    train: TrainConfig
+    space: dict[str, Dimension] = Field(min_length=1)
+    compute: SearchCompute
+
+
 class Export(Strict):
-    """The file that `fbsearch export` writes."""
+    """The file that `fbsearch export` writes. Files from before there was `search` have none."""
 
     format: Literal["fbsearch-export/1"] = "fbsearch-export/1"
     study: str
     exported: datetime.datetime
     versions: dict[str, str]
     configs: tuple[ExportedConfig, ...] = Field(min_length=1, strict=False)
+    search: Searched | None = None
 
 
 class _Loader(yaml.SafeLoader):
@@ -276,7 +304,10 @@ def _flow(value: Any) -> str:
 
 def dump_export(export: Export) -> str:
     """The text of an export file."""
-    content = export.model_dump(mode="json") | {"exported": export.exported}
+    content = export.model_dump(mode="json", exclude={"search"}) | {"exported": export.exported}
+    if export.search is not None:
+        space = {name: _set_keys(dimension) for name, dimension in export.search.space.items()}
+        content["search"] = export.search.model_dump(mode="json") | {"space": space}
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -14,19 +14,20 @@ from typing import Any, TypedDict
 
 import psutil
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fbsearch.augment import augment
+from fbsearch.capture import CaptureError, random_state, set_random_state
 from fbsearch.config import Precision, TrainConfig, TrialConfig
-from fbsearch.data import Dataset, Split, batches, count_batches
+from fbsearch.data import VALIDATION_BATCH, Dataset, Split, batches, count_batches
+from fbsearch.distributed import Team
 from fbsearch.errors import DeviceError, TrialError
-from fbsearch.events import EpochStats
+from fbsearch.events import EpochStats, Execution
+from fbsearch.optimizers import make_optimizer, make_scheduler
+from fbsearch.step import GraphEvaluation, GraphStep, Totals, TrainStep, add_evaluation, why_eager
 
 # Steps between two looks at the loss: a look makes a GPU wait, a loss that is not finite stays so.
 STEPS_BETWEEN_CHECKS = 16
-# OneCycleLR's own defaults, written down because they decide results.
-ONE_CYCLE_WARMUP_SHARE = 0.3
 
 
 def choose_device(name: str) -> torch.device:
@@ -79,6 +80,8 @@ def train(
     stop_requested: Callable[[], bool] = lambda: False,
     resume_from: TrainState | None = None,
     save_state: Callable[[EpochStats, TrainState], None] | None = None,
+    on_execution: Callable[[Execution], None] = lambda _execution: None,
+    team: Team | None = None,
 ) -> Iterator[EpochStats]:
     """Train `model` on the data's training split and validate it after every epoch.
 
@@ -93,20 +96,30 @@ def train(
             run would have given without the break.
         save_state: Gets every epoch with the state after it, before the epoch is yielded. The state's tensors are the
             live ones: write or copy them before returning.
+        on_execution: On a GPU gets, before the first epoch is yielded, how the steps are computed.
+        team: The processes that train this model together: each calls this with the same arguments, takes its part of
+            every batch, and gets the same epochs. `batch_size` is of all of them together. Batches and augmentation
+            are those of one process; dropout and drop-path each process draws for itself.
 
     Raises TrialError (`non_finite_loss`) as soon as the loss is seen not to be finite.
     """
-    run = _Run.start(model, config, data, stop_requested)
+    run = _Run.start(model, config, data, stop_requested, team or Team())
     if resume_from is not None:
         run.restore(resume_from)
-    while not run.is_over():
-        try:
-            stats = run.next_epoch()
-        except _Stopped:
-            return
-        if save_state is not None:
-            save_state(stats, run.state())
-        yield stats
+    first = run.epoch + 1
+    try:
+        while not run.is_over():
+            try:
+                stats = run.next_epoch()
+            except _Stopped:
+                return
+            if stats.epoch == first and run.device.type == "cuda":
+                on_execution(run.step.execution)
+            if save_state is not None:
+                save_state(stats, run.state())
+            yield stats
+    finally:
+        run.close()
     if run.best_weights is not None:
         model.load_state_dict(run.best_weights)
 
@@ -128,27 +141,54 @@ class _Run:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     generator: torch.Generator
-    device: torch.device
-    dtype: torch.dtype
+    step: TrainStep
     stop_requested: Callable[[], bool]
+    team: Team
+    evaluation: GraphEvaluation | None = None
     epoch: int = 0
     best_epoch: int = 0
     best_accuracy: float = -1.0
     best_weights: dict[str, torch.Tensor] | None = None
 
     @classmethod
-    def start(cls, model: nn.Module, config: TrialConfig, data: Dataset, stop_requested: Callable[[], bool]) -> "_Run":
+    def start(
+        cls, model: nn.Module, config: TrialConfig, data: Dataset, stop_requested: Callable[[], bool], team: Team
+    ) -> "_Run":
         needs_validation = config.train.keep_best or config.train.early_stopping
         assert len(data.val.labels_N) or not needs_validation, "the best epoch is found on the validation split"
         device = data.train.images_NCHW.device
         torch.manual_seed(config.seed)
         model.to(memory_format=torch.channels_last)
+        forward = team.wrap(model)
         optimizer = make_optimizer(model, config.train)
+        team.check(batch_size=config.train.batch_size, num_images=len(data.train.labels_N))
         num_steps = count_batches(len(data.train.labels_N), batch_size=config.train.batch_size)
         scheduler = make_scheduler(optimizer, config.train, steps_per_epoch=num_steps)
         generator = torch.Generator(device=device).manual_seed(config.seed)
-        dtype = choose_dtype(config.train.precision, device)
-        return cls(model, config, data, optimizer, scheduler, generator, device, dtype, stop_requested)
+        reason = why_eager(device, config.train, num_processes=team.num_processes)
+        step = (GraphStep if reason is None else TrainStep)(
+            model=model,
+            config=config.train,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            normalise=data.normalise,
+            device=device,
+            dtype=choose_dtype(config.train.precision, device),
+            forward=forward,
+            execution=Execution("graph") if reason is None else Execution("eager", reason),
+        )
+        return cls(model, config, data, optimizer, scheduler, generator, step, stop_requested, team)
+
+    @property
+    def device(self) -> torch.device:
+        return self.step.device
+
+    def close(self) -> None:
+        """Give back what only a run needs of a device."""
+        if self.evaluation is not None:
+            self.evaluation.close()
+            self.evaluation = None
+        self.step.close()
 
     def state(self) -> TrainState:
         return TrainState(
@@ -158,7 +198,7 @@ class _Run:
             scheduler=self.scheduler.state_dict(),
             generator=self.generator.get_state(),
             cpu_random=torch.get_rng_state(),
-            cuda_random=torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            cuda_random=random_state(self.device) if self.device.type == "cuda" else None,
             best_epoch=self.best_epoch,
             best_accuracy=self.best_accuracy,
             best_weights=self.best_weights,
@@ -171,7 +211,7 @@ class _Run:
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["cpu_random"])
         if state["cuda_random"] is not None:
-            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+            set_random_state(state["cuda_random"], self.device)
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_accuracy, self.best_weights = state["best_accuracy"], state["best_weights"]
 
@@ -194,7 +234,7 @@ class _Run:
         stepped = time.perf_counter()
         val_loss = val_accuracy = math.nan
         if len(self.data.val.labels_N):
-            val_loss, val_accuracy = evaluate(self.model, self.data, self.data.val, dtype=self.dtype)
+            val_loss, val_accuracy = self._validate()
             if not math.isfinite(val_loss):
                 raise _not_finite("validation")
         ended = time.perf_counter()
@@ -215,35 +255,44 @@ class _Run:
     def _steps(self) -> tuple[float, float, int]:
         """One pass over the training images: mean loss, accuracy, number of images."""
         self.model.train()
-        total_loss = torch.zeros((), device=self.device)
-        num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        self.team.seed_epoch(self.config.seed, self.epoch)
+        team, totals = self.team, self.step.totals
+        totals.reset()
         num_images = 0
         epoch = batches(self.data.train, batch_size=self.config.train.batch_size, generator=self.generator)
         for step, (images_BCHW, labels_B) in enumerate(epoch):
             if self.stop_requested():
                 raise _Stopped
             images_BCHW = augment(images_BCHW, self.config.data.augment, generator=self.generator)
-            loss, logits_BK = self._step(self.data.normalise(images_BCHW), labels_B)
-            total_loss += loss * len(labels_B)
-            num_correct += (logits_BK.argmax(dim=1) == labels_B).sum()
+            own_B = team.part(labels_B)
+            self.step(team.part(images_BCHW), own_B, share=team.share(len(own_B), len(labels_B)))
             num_images += len(labels_B)
-            if step % STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(total_loss.item()):
+            if step % STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(team.sum(totals.loss).item()):
                 raise _not_finite("training")
-        if not math.isfinite(total_loss.item()):
+        total_loss = team.sum(totals.loss).item()
+        if not math.isfinite(total_loss):
             raise _not_finite("training")
-        return total_loss.item() / num_images, num_correct.item() / num_images, num_images
+        return total_loss / num_images, team.sum(totals.num_correct).item() / num_images, num_images
 
-    def _step(self, x_BCHW: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits_BK = self.model(x_BCHW)
-        loss = F.cross_entropy(logits_BK.float(), labels_B, label_smoothing=self.config.train.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.train.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_grad_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        return loss.detach(), logits_BK.detach()
+    def _validate(self) -> tuple[float, float]:
+        """Loss and accuracy on the validation split; in a graph where the steps are in one."""
+        split = self.data.val
+        # With a reason, validation was tried and could not be captured.
+        if isinstance(self.step, GraphStep) and self.step.execution == Execution("graph") and self.evaluation is None:
+            try:
+                self.evaluation = GraphEvaluation(
+                    self.model,
+                    split.images_NCHW,
+                    normalise=self.data.normalise,
+                    dtype=self.step.dtype,
+                    batch_size=VALIDATION_BATCH,
+                    pool=self.step.pool(),
+                )
+            except CaptureError as error:
+                self.step.execution = Execution("graph", f"training steps only, of validation: {error}")
+        if self.evaluation is None:
+            return evaluate(self.model, self.data, split, dtype=self.step.dtype, team=self.team)
+        return _means(self.evaluation(split.images_NCHW, split.labels_N), split)
 
 
 def _not_finite(phase: str) -> TrialError:
@@ -255,69 +304,33 @@ def _not_finite(phase: str) -> TrialError:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, data: Dataset, split: Split, *, dtype: torch.dtype = torch.float32, batch_size: int = 256
+    model: nn.Module,
+    data: Dataset,
+    split: Split,
+    *,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = VALIDATION_BATCH,
+    team: Team | None = None,
 ) -> tuple[float, float]:
-    """Mean cross-entropy (nats, no label smoothing) and accuracy of `model` on a split; puts it into eval mode."""
+    """Mean cross-entropy (nats, no label smoothing) and accuracy of `model` on a split; puts it into eval mode.
+
+    Each process of a `team` computes its part, and all get the whole.
+    """
     model.eval()
-    device = split.labels_N.device
-    total_loss = torch.zeros((), device=device)
-    num_correct = torch.zeros((), device=device, dtype=torch.int64)
-    for images_BCHW, labels_B in zip(
-        torch.split(split.images_NCHW, batch_size), torch.split(split.labels_N, batch_size), strict=True
-    ):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits_BK = model(data.normalise(images_BCHW)).float()
-        total_loss += F.cross_entropy(logits_BK, labels_B, reduction="sum")
-        num_correct += (logits_BK.argmax(dim=1) == labels_B).sum()
+    team = team or Team()
+    totals = Totals.on(split.labels_N.device)
+    images_NCHW, labels_N = team.part(split.images_NCHW), team.part(split.labels_N)
+    if len(labels_N):
+        for images_BCHW, labels_B in zip(
+            torch.split(images_NCHW, batch_size), torch.split(labels_N, batch_size), strict=True
+        ):
+            add_evaluation(totals, model, data.normalise(images_BCHW), labels_B, dtype=dtype)
+    return _means(Totals(team.sum(totals.loss), team.sum(totals.num_correct)), split)
+
+
+def _means(totals: Totals, split: Split) -> tuple[float, float]:
     count = len(split.labels_N)
-    return total_loss.item() / count, num_correct.item() / count
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of a configuration; weights decay, biases and normalisation do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    lr, momentum = config.learning_rate, config.momentum
-    match config.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=lr, fused=True)
-        case "adam":
-            return torch.optim.Adam(groups, lr=lr, fused=True)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-        case "rmsprop":
-            return torch.optim.RMSprop(groups, lr=lr, momentum=momentum)
-
-
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, *, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate from step to step; `config.learning_rate` is its highest value."""
-    schedulers = torch.optim.lr_scheduler
-    total = config.epochs * steps_per_epoch
-    if config.schedule == "one_cycle":
-        # adam's first beta goes the other way round than the rate; a momentum that was chosen stays what it is.
-        cycle_momentum = config.optimizer in ("adam", "adamw")
-        return schedulers.OneCycleLR(
-            optimizer,
-            max_lr=config.learning_rate,
-            total_steps=total + 1,
-            pct_start=ONE_CYCLE_WARMUP_SHARE,
-            cycle_momentum=cycle_momentum,
-        )
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if config.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-    return schedulers.LambdaLR(optimizer, factor)
+    return totals.loss.item() / count, totals.num_correct.item() / count
 
 
 def memory_mib(device: torch.device) -> float:
@@ -325,3 +338,8 @@ def memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is that a device or the machine had no memory left; torch's CPU allocator says it in words."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

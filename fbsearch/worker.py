@@ -7,10 +7,7 @@ to stop is looked up before every step. The same `Worker` runs in a process or i
 import gc
 import importlib
 import importlib.metadata
-import multiprocessing
-import os
 import platform
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -18,14 +15,29 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from fbsearch.config import DataConfig, TrialConfig
+from fbsearch.attention import take_attention
+from fbsearch.config import DataConfig, LimitsConfig, TrialConfig
 from fbsearch.cost import measure_cost
-from fbsearch.data import load_dataset
+from fbsearch.data import VALIDATION_BATCH, load_dataset
 from fbsearch.errors import FbsearchError, TrialError
-from fbsearch.events import CannotStart, Epoch, Event, Failed, Finished, Notice, Ready, Started, Stopped
+from fbsearch.events import (
+    OVER_LIMITS,
+    CannotStart,
+    Epoch,
+    Event,
+    Execution,
+    Failed,
+    Finished,
+    Notice,
+    Ready,
+    Started,
+    Stopped,
+)
+from fbsearch.memory import estimate_memory
 from fbsearch.model import FractalBrainNet
+from fbsearch.step import describe_execution
 from fbsearch.tensorboard import curves
-from fbsearch.train import choose_device, final_accuracy, train
+from fbsearch.train import choose_device, choose_dtype, final_accuracy, is_out_of_memory, train
 
 VERSIONED = ("fbsearch", "torch", "numpy")
 
@@ -68,19 +80,30 @@ class Worker:
             torch.manual_seed(config.seed)
             info = self.data.info
             shape = {"num_classes": info.num_classes, "in_channels": info.in_channels, "image_size": info.image_size}
-            cost = measure_cost(config.model, **shape)
-            yield Started(self.number, trial, cost.num_parameters, cost.flops)
+            yield (started := self._gate(trial, config, shape))
+            check_limits(started, config.limits)
             model = FractalBrainNet(config.model, **shape)
             history = []
+            executions: list[Execution] = []
             with curves(config, trial=trial) as write_curves:
-                for stats in train(model.to(self.device), config, self.data, stop_requested=stop_requested):
+                for stats in train(
+                    model.to(self.device),
+                    config,
+                    self.data,
+                    stop_requested=stop_requested,
+                    on_execution=executions.append,
+                ):
                     history.append(stats)
                     write_curves(stats)
-                    yield Epoch(self.number, trial, stats)
+                    execution = executions.pop() if executions else None
+                    if execution is not None and execution.reason:
+                        yield Notice(self.number, f"trial {trial}: {describe_execution(execution)}")
+                    yield Epoch(self.number, trial, stats, execution)
             if stop_requested():
                 yield Stopped(self.number, trial)
             else:
-                yield Finished(self.number, trial, final_accuracy(history, config.train))
+                attention = take_attention(model, self.data)
+                yield Finished(self.number, trial, final_accuracy(history, config.train), attention)
         except TrialError as error:
             yield Failed(self.number, trial, error.kind, str(error))
         except FbsearchError as error:
@@ -92,6 +115,16 @@ class Worker:
         finally:
             self._free()
 
+    def _gate(self, trial: int, config: TrialConfig, shape: dict[str, int]) -> Started:
+        """What a configuration costs. Memory takes 0.2 to 0.5 s for each new network: only where it has a limit."""
+        cost = measure_cost(config.model, **shape)
+        memory_mib = None
+        if config.limits.memory_mib is not None:
+            dtype = choose_dtype(config.train.precision, self.device)
+            batch = min(VALIDATION_BATCH, self.data.info.num_val)
+            memory_mib = estimate_memory(config, **shape, device=self.device, dtype=dtype, validation_batch=batch)
+        return Started(self.number, trial, cost.num_parameters, cost.flops, memory_mib)
+
     def _free(self) -> None:
         if self.device.type == "cuda":
             gc.collect()
@@ -99,9 +132,15 @@ class Worker:
             torch.cuda.reset_peak_memory_stats(self.device)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is that a device or the machine had no memory left; torch's CPU allocator says it in words."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+def check_limits(started: Started, limits: LimitsConfig) -> None:
+    """TrialError of the kind OVER_LIMITS that names every limit that a cost is over."""
+    over = [
+        f"{started.costs[key]:,.0f} {key} of at most {getattr(limits, key):,.0f}"
+        for key, excess in limits.excess(started.costs).items()
+        if excess > 0
+    ]
+    if over:
+        raise TrialError(f"over search.limits: {', '.join(over)}", kind=OVER_LIMITS)
 
 
 def _device_name(device: torch.device) -> str:
@@ -111,8 +150,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
-    """Be a worker process: read (trial, TrialConfig) or None ("stop the trial"), send events, until killed."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    """Be a worker: read (trial, TrialConfig) or None ("stop the trial"), send events, until the process is killed."""
     torch.set_num_threads(num_threads)
     try:
         worker = Worker(number, data, device=device, say=connection.send)
@@ -132,11 +170,3 @@ def _serve_trial(connection: Connection, worker: Worker, trial: int, config: Tri
             message = connection.recv()
             assert message is None, "a trial was sent to a busy worker"
         connection.send(event)
-
-
-def _die_with_parent() -> None:
-    """End this process the moment the coordinator is gone, even when that was killed and could not say so."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -3,6 +3,7 @@
 One thread for torch in every test and every process a test starts: on shared cores threads wait for each other.
 """
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,11 @@ import pytest
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from PIL import Image
+    from postgres_server import PostgresServer
+    from ray.cluster_utils import Cluster
+
+    from fbsearch.config import DataConfig
+    from fbsearch.ray_executor import RayExecutor
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -39,12 +45,64 @@ def storage(url: str) -> "Iterator[RDBStorage]":
     opened.engine.dispose()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    from small_disk import mounted
+
+    with mounted(tmp_path / "disk") as folder:
+        yield folder
+        gc.collect()  # the connection of a database that could not be opened goes with Optuna's half-made storage
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[PostgresServer]":
+    """A real PostgreSQL server. Without its programs the test is left out, under FBSEARCH_NEED_POSTGRES it fails."""
+    from postgres_server import PostgresServer, find_binaries
+
+    if find_binaries() is None:
+        missing = "PostgreSQL's server is not installed (Debian: apt-get install postgresql)"
+        pytest.fail(missing) if os.environ.get("FBSEARCH_NEED_POSTGRES") else pytest.skip(missing)
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: "PostgresServer") -> str:
+    """The storage URL of a new, empty PostgreSQL database."""
+    return postgres.new_database()
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has a cache of its own."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("FBSEARCH_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> "Iterator[Cluster]":
+    """A Ray cluster of real processes with one CPU, on loopback, behind a token; nodes can be added and removed."""
+    from ray_cluster import cluster
+
+    with cluster() as made:
+        yield made
+
+
+@pytest.fixture
+def make_ray(ray_cluster: "Cluster") -> "Iterator[Callable[..., RayExecutor]]":
+    """Make an executor on that cluster: `make_ray(DATA, num_workers=2)`. Its `close` disconnects."""
+    import ray
+
+    from fbsearch.ray_executor import QUIET, RayExecutor
+
+    def make(data: "DataConfig", *, num_workers: int = 1) -> "RayExecutor":
+        ray.init(ray_cluster.address, **QUIET)
+        return RayExecutor(data, num_workers=num_workers, num_gpus=0)
+
+    yield make
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +135,24 @@ def make_tree(tmp_path: Path, photos: "list[Image.Image]") -> Callable[..., Path
         return tmp_path / "tree"
 
     return make
+
+
+@pytest.fixture
+def fbsearch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in an empty folder, in this process: (exit code, output, errors)."""
+    from fbsearch.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FBSEARCH_STORAGE", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["fbsearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        output, errors = capsys.readouterr()
+        code = caught.value.code
+        return code if isinstance(code, int) else 0, output, errors
+
+    return run

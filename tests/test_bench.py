@@ -113,6 +113,15 @@ def test_table_shows_names_left_and_figures_right():
 # One net
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bench_on_a_gpu_measures_the_step_with_and_without_a_graph():
+    report = bench_model(sizes=["digits"], **QUICK | {"device": "cuda"})
+    found = {(row["implementation"], row["phase"]): row for row in report["rows"]}
+    assert found.keys() == {(name, phase) for name in (OURS, f"{OURS} graph") for phase in ("training", "inference")}
+    assert all(row["images_per_second"] > 0 for row in found.values())
+
+
 def test_step_training_is_the_trainers():
     one = subject()
     before = [parameter.clone() for parameter in one.model.parameters()]

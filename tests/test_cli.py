@@ -14,7 +14,6 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from fbsearch.cli import main
 from fbsearch.executors import num_gpus
 from fbsearch.storage import open_storage
 from fbsearch.study import create_study, fail, sample
@@ -29,25 +28,6 @@ PASSWORD = "geheim"
 Fbsearch = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def fbsearch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in an empty folder, in this process: (exit code, output, errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FBSEARCH_STORAGE", raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fbsearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output, errors = capsys.readouterr()
-        code = caught.value.code
-        return code if isinstance(code, int) else 0, output, errors
-
-    return run
-
-
 def program(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     """Run the installed command in a process of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "FBSEARCH_STORAGE"}
@@ -56,10 +36,14 @@ def program(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]"
     )
 
 
+PASSWORD_NOTE = "note: --storage shows its password in the process list; $FBSEARCH_STORAGE does not\n"
+
+
 def error_of(result: tuple[int, str, str]) -> str:
     """The message of a command that failed by the user's fault."""
     code, output, errors = result
     assert (code, output) == (1, "")
+    errors = errors.removeprefix(PASSWORD_NOTE)
     assert errors.startswith("error: ")
     assert "Traceback" not in errors
     return errors.removeprefix("error: ").removesuffix("\n")
@@ -71,12 +55,17 @@ def searched(url: str, storage: RDBStorage) -> str:
     create_study(storage, StudyConfig(name="older"))
     config = StudyConfig()
     study = create_study(storage, config)
-    study.set_user_attr("dataset", {"num_classes": 10, "in_channels": 1, "image_size": 8})
+    study.set_user_attr("dataset", {"num_classes": 10, "in_channels": 1, "image_size": 8, "num_train": 1150})
     for value in (0.5, 0.9, 0.7, None, None):
         trial = study.ask()
         values = sample(trial, config)
         trial.set_user_attr("config", config.trial(values, seed=trial.number).model_dump(mode="json"))
-        attributes = {"num_parameters": 1234, "flops": 5678, "environment": {"versions": {"torch": "2"}}}
+        attributes = {
+            "num_parameters": 1234,
+            "flops": 5678,
+            "seconds": 1.5,
+            "environment": {"versions": {"torch": "2"}},
+        }
         for key, attribute in attributes.items():
             trial.set_user_attr(key, attribute)
         if value is not None:

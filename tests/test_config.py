@@ -48,7 +48,7 @@ BOUNDS: list[tuple[type[Strict], str, list[Any], list[Any]]] = [
     (TrainConfig, "learning_rate", [1e-9, 10], [0, -1, float("nan"), float("inf")]),
     (TrainConfig, "momentum", [0, 0.99], [1, -0.1]),
     (TrainConfig, "weight_decay", [0, 1], [-0.1, float("inf")]),
-    (TrainConfig, "schedule", ["one_cycle", "cosine", "constant"], ["linear"]),
+    (TrainConfig, "schedule", ["one_cycle", "cosine", "constant", "halving"], ["linear"]),
     (TrainConfig, "label_smoothing", [0, 0.99], [1, -0.1]),
     (TrainConfig, "clip_grad_norm", [0.1, None], [0, -1]),
     (TrainConfig, "early_stopping", [1, None], [0]),
@@ -122,7 +122,7 @@ def test_field_of_the_wrong_type_is_refused(model: type[Strict], field: str, val
         model.model_validate({field: value})
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "halving"])
 def test_warmup_with_a_schedule_without_its_own_is_taken(schedule: str) -> None:
     assert TrainConfig.model_validate({"schedule": schedule, "warmup_epochs": 0.5}).warmup_epochs == 0.5
 

@@ -25,10 +25,10 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
 from fbsearch.cli import main
-from fbsearch.dashboard import annotate, annotate_all, escape, study_note
+from fbsearch.dashboard import FeasibleBest, annotate, annotate_all, escape, study_note
 from fbsearch.guard import Guard, is_loopback
 from fbsearch.storage import hold_study, open_storage
-from fbsearch.study import create_study, fail, sample
+from fbsearch.study import best_trials, create_study, fail, sample
 from fbsearch.study_file import StudyConfig, load_export
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def dashboard(url: str, folder: Path, *flags: str) -> Iterator[str]:
     with (folder / f"{port}.log").open("w+") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while f":{port}/  (Ctrl-C ends it)" not in Path(log.name).read_text():
                 assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
                 time.sleep(0.1)
@@ -210,6 +210,30 @@ def test_dashboard_trial_shows_configuration_and_files_without_scrolling_sideway
         page.set_viewport_size({"width": 390, "height": 844})
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1440])
+def test_dashboard_pages_can_be_read_at_the_width_of_a_phone_and_of_a_desk(
+    browser: "Browser", address: str, width: int
+) -> None:
+    with page_of(browser, address) as page:
+        page.set_viewport_size({"width": width, "height": 844})
+        for path, there in (("", "main h5"), ("/studies/1", ".js-plotly-plot .gtitle"), ("/studies/1/note", "pre")):
+            page.goto(f"{address}/dashboard{path}")
+            page.locator(there).first.wait_for()
+            page.wait_for_timeout(300)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        page.goto(f"{address}/dashboard/studies/1")
+        page.locator(".js-plotly-plot .gtitle").first.wait_for()
+        widths = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].map(e => e.clientWidth)")
+        assert len(widths) >= 6 and min(widths) >= 0.75 * min(width, 640), "a figure has the width of the page, or half"
+        bar = page.locator(".MuiDrawer-paper").bounding_box()
+        assert bar is not None and (bar["y"] > 700 if width == 390 else bar["height"] > 700)
+        inside = "e => e.scrollWidth <= e.clientWidth"
+        assert page.locator("h3", has_text="0.91").evaluate(inside), "the best value is not cut off"
+        last = page.locator(".MuiDrawer-paper li").last.bounding_box()
+        assert last is not None and last["x"] + last["width"] <= width
 
 
 @needs_browser
@@ -519,6 +543,64 @@ def test_annotate_again_changes_nothing_and_keeps_what_a_person_wrote(storage: A
     study.add_trial(max(study.trials, key=lambda trial: trial.value or 0))
     annotate(study, store)
     assert "trials are complete" in optuna_dashboard.get_note(study) != note, "ours is brought up to date"
+
+
+def test_annotate_hangs_attention_maps_on_a_trial_that_has_them(storage: Any, tmp_path: Path) -> None:
+    study, store = make_study(storage, num_trials=2), FileSystemArtifactStore(tmp_path)
+    image = {"shape": [1, 2, 2, 1], "base64": "AAAAAA=="}
+    stored = {"images": image, "stages": [image | {"shape": [1, 2, 2]}], "labels": [0], "said": [1], "shares": [0.5]}
+    trial = study.ask()
+    for key, value in study.trials[1].user_attrs.items():
+        trial.set_user_attr(key, value)
+    trial.set_user_attr("attention", stored)
+    study.tell(trial, 0.95)
+    annotate(study, store)
+    names = [json.loads(value)["filename"] for key, value in attributes(study).items() if "artifacts:" in key]
+    assert sorted(names).count("attention-maps.png") == 1 and len(names) == 5
+    broken = study.ask()
+    for key, value in (study.trials[1].user_attrs | {"attention": {"images": 1}}).items():
+        broken.set_user_attr(key, value)
+    study.tell(broken, 0.96)
+    annotate(study, store)
+    names = [json.loads(value)["filename"] for key, value in attributes(study).items() if "artifacts:" in key]
+    assert names.count("attention-maps.png") == 1, "what another version has stored is left out"
+
+
+def best_shown(storage: Any, study: optuna.Study) -> list[int]:
+    """The numbers of the trials that optuna-dashboard's page calls the best."""
+    app = optuna_dashboard.wsgi(FeasibleBest(storage))
+    guard = Guard(app, host="127.0.0.1", token=None, read_only=True)
+    status, _, body = through(guard, path=f"/api/studies/{study._study_id}")
+    assert status == 200
+    return [trial["number"] for trial in json.loads(body)["best_trials"]]
+
+
+def test_dashboard_crowns_no_trial_that_breaks_a_constraint(storage: Any) -> None:
+    study = make_study(storage, num_trials=3)
+    assert best_shown(storage, study) == [1]
+    trial = study.ask()
+    trial.set_constraint("parameters", 3.0)
+    study.tell(trial, 0.99)
+    assert best_shown(storage, study) == [1]
+    kept = study.ask()
+    kept.set_constraint("parameters", -3.0)
+    study.tell(kept, 0.95)
+    assert best_shown(storage, study) == [4]
+
+
+def test_dashboard_crowns_the_smallest_of_equal_trials(storage: Any) -> None:
+    study = make_study(storage, num_trials=3)
+    trial = study.ask()
+    trial.set_user_attr("num_parameters", 10)
+    study.tell(trial, study.best_value)
+    assert best_shown(storage, study) == [3] == [trial.number for trial in best_trials(study, 1)]
+
+
+def test_dashboard_shows_the_best_of_a_study_of_other_directions(storage: Any) -> None:
+    study = optuna.create_study(storage=storage, direction="minimize")
+    for value in (3.0, 1.0, 2.0):
+        study.tell(study.ask(), value)
+    assert best_shown(storage, study) == [1]
 
 
 def test_annotate_while_a_search_holds_the_study_leaves_it(storage: Any, url: str, tmp_path: Path) -> None:

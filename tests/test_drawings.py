@@ -10,18 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fbsearch.charts import draw_confusion, draw_curves, nice_ticks
 from fbsearch.cli import main
 from fbsearch.config import DataConfig, ModelConfig, TrainConfig
 from fbsearch.cost import measure_cost
-from fbsearch.drawings import (
-    COLUMN_COLORS,
-    JOIN_COLOR,
-    draw_architecture,
-    draw_confusion,
-    draw_curves,
-    list_layers,
-    nice_ticks,
-)
+from fbsearch.drawings import COLUMN_COLORS, JOIN_COLOR, draw_architecture, list_layers
 from fbsearch.events import EpochStats
 from fbsearch.study_file import Export, ExportedConfig, dump_export
 

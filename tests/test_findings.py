@@ -1,4 +1,4 @@
-"""What is said of a study in numbers: intervals, importances, savings, fronts and lanes."""
+"""What is said of a study in numbers: intervals, importances, savings and fronts."""
 
 import math
 
@@ -20,7 +20,6 @@ from fbsearch.findings import (
     saved_by_pruning,
     scale,
     shared_epoch,
-    timeline,
     wilson_interval,
 )
 from fbsearch.report import trials_frame
@@ -124,32 +123,3 @@ def test_pareto_front_has_no_trial_that_another_beats(frame: pd.DataFrame) -> No
         assert cheaper["value"].max() == trial["value"]
     assert front["value"].is_monotonic_increasing
     assert front["num_parameters"].is_monotonic_increasing
-
-
-def times(*spans: tuple[float, float]) -> pd.DataFrame:
-    """A frame of trials that ran from one second to another."""
-    start = pd.Timestamp("2026-11-20 09:00")
-    rows = [
-        {"trial": n, "started": start + pd.Timedelta(seconds=a), "ended": start + pd.Timedelta(seconds=b)}
-        for n, (a, b) in enumerate(spans)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_timeline_puts_trials_that_overlap_into_lanes() -> None:
-    found = timeline(times((0, 10), (1, 4), (5, 9), (10, 12)))
-    assert list(found.lanes["lane"]) == [0, 1, 1, 0]
-    assert (found.num_lanes, found.seconds, found.pauses) == (2, 12, [])
-    assert found.busy == pytest.approx((10 + 3 + 4 + 2) / 24)
-
-
-def test_timeline_cuts_out_a_pause() -> None:
-    found = timeline(times((0, 10), (3610, 3620)))
-    assert found.pauses == [(10, 3600)]
-    assert list(found.lanes["start"]) == [0, 10]
-    assert found.seconds == 20
-
-
-def test_timeline_without_trials_is_empty() -> None:
-    found = timeline(times((0, 1)).head(0))
-    assert (found.num_lanes, found.seconds, found.busy) == (0, 0.0, 0.0)

@@ -1,6 +1,7 @@
 """The floors of the house: imports go strictly down, and what is heavy is loaded only where it is needed."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,57 +12,107 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "fbsearch"
 FLOORS = {
     "errors": 0,
+    "provenance": 1,
     "config": 1,
+    "interruption": 1,
     "events": 1,
+    "bench": 1,
+    "distributed": 1,
+    "patience": 1,
+    "search_state": 2,
     "space": 2,
+    "canonical": 2,
+    "trust": 2,
+    "optimizers": 2,
     "patterns": 2,
     "activations": 2,
     "folder": 2,
     "decode": 2,
     "augment": 2,
-    "split": 3,
     "storage": 2,
+    "batching": 2,
+    "silence": 2,
     "tensorboard": 2,
     "guard": 2,
+    "slots": 2,
+    "fused": 2,
+    "fractalnet": 2,
+    "canvas": 2,
+    "capture": 2,
     "study_file": 3,
     "cache": 3,
-    "fused": 2,
+    "outcomes": 3,
+    "split": 3,
+    "baseline_nets": 3,
     "blocks": 3,
+    "findings": 3,
+    "timeline": 3,
+    "charts": 3,
+    "step": 3,
     "model": 4,
     "data": 4,
     "study": 4,
     "analyze": 4,
+    "axes": 4,
+    "sharing": 4,
+    "study_export": 5,
+    "faults": 5,
     "cost": 5,
-    "findings": 5,
-    "figures": 6,
-    "report": 7,
+    "figures": 5,
+    "effects": 5,
+    "winner": 5,
+    "retrained": 5,
+    "memory": 5,
+    "proposals": 5,
     "train": 5,
+    "attention": 5,
     "checkpoint": 5,
     "drawings": 5,
-    "predict": 6,
-    "retrain": 7,
-    "worker": 6,
-    "executors": 7,
-    "bench": 1,
     "bench_nets": 5,
+    "cooperation": 5,
+    "sections": 6,
+    "predict": 6,
+    "runs": 6,
+    "worker": 6,
+    "corners": 6,
     "bench_step": 6,
-    "bench_model": 7,
     "analyze_export": 6,
+    "probe": 6,
+    "report": 7,
+    "progress": 7,
+    "results": 7,
+    "executors": 7,
+    "bench_model": 7,
     "bench_trial": 7,
+    "plain_search": 7,
+    "ray_executor": 8,
+    "retrain": 8,
+    "comparison": 8,
+    "bench_plain": 8,
     "search": 8,
+    "random_search": 9,
+    "bench_search": 9,
     "dashboard": 9,
     "console": 9,
+    "baselines": 10,
     "cli_options": 10,
     "cli_models": 11,
+    "cli_workers": 11,
     "cli_bench": 11,
     "cli": 12,
     "__init__": 12,
     "__main__": 13,
 }
-NEVER_TORCH = ["study", "storage", "search", "executors", "console", "study_file", "space", "config", "cli"]
+NEVER_TORCH = [
+    "study_export", "search_state", "interruption", "study", "outcomes", "canonical", "storage", "search",
+    "executors", "console", "study_file", "space", "config", "cli", "batching", "cooperation", "sharing",
+    "ray_executor", "slots", "patience", "silence", "faults",
+]  # fmt: skip
 NEVER_OPTUNA = [
-    "worker", "train", "data", "model", "blocks", "fused", "cost", "augment", "cache", "decode", "folder", "patterns",
-    "activations", "analyze", "tensorboard",
+    "worker", "train", "data", "model", "blocks", "fused", "cost", "augment", "cache", "decode", "folder",
+    "patterns", "activations", "analyze", "tensorboard", "attention", "fractalnet", "baseline_nets", "runs",
+    "progress", "results", "retrain", "random_search", "baselines", "comparison", "memory", "optimizers",
+    "canonical", "step", "capture", "distributed", "probe",
 ]  # fmt: skip
 FILES = sorted(FOLDER.rglob("*.py"))
 
@@ -134,6 +185,11 @@ except ImportError:
 def test_files_all_have_a_floor() -> None:
     assert [path.name for path in FILES if path.parent != FOLDER] == [], "no sub-packages"
     assert {path.stem for path in FILES} <= FLOORS.keys(), "give a new file a purpose that no room has, and a floor"
+
+
+def test_floors_are_those_of_the_table_that_contributors_read() -> None:
+    table = re.findall(r"^\| (\d+) \| `(\w+)` \|", (FOLDER.parent / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    assert {name: int(floor) for floor, name in table} == FLOORS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -1,7 +1,6 @@
 """A trained network's answers: the right scores of a split, and of image files what it would say of the data set's."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 
 from fbsearch.checkpoint import ModelCard, TrainedModel, build_net, load_model, save_model
-from fbsearch.cli import main
 from fbsearch.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fbsearch.data import Dataset, load_dataset
 from fbsearch.errors import DataError
@@ -60,19 +58,6 @@ def files(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, image_1HW in enumerate(digits.test.images_NCHW.numpy()):
         Image.fromarray(image_1HW[0]).save(folder / f"{i:03}.png")
     return folder
-
-
-@pytest.fixture
-def fbsearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fbsearch:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fbsearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output, errors = capsys.readouterr()
-        code = caught.value.code
-        return code if isinstance(code, int) else 0, output, errors
-
-    return run
 
 
 # Whole splits.

@@ -1,5 +1,6 @@
 """The README's promises: every command in it runs, in the order it stands there, and its YAML and Python work."""
 
+import itertools
 import re
 import shlex
 import socket
@@ -10,14 +11,17 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from PIL import Image
 
+from fbsearch.cli import app
 from fbsearch.study_file import load_study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"^    (?:pip install uv && )?uv run (.*?)\s*(?:#.*)?$", flags=re.MULTILINE)
+MODEL = re.compile(r"^    MODEL=\$\(ls -d (\S+) \| head -n 1\)$", flags=re.MULTILINE)
 COMMANDS = COMMAND.findall(README)
 PORTUGUESE = (ROOT / "README.pt-BR.md").read_text(encoding="utf-8")
 
@@ -31,18 +35,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content = yaml.safe_load(study.read_text(encoding="utf-8"))
         content["train"] = content.get("train", {}) | {"epochs": 1}
         (folder / "studies" / study.name).write_text(yaml.safe_dump(content))
-    for part, count in (("train", 12), ("test", 2)):
+    for tree, part in itertools.product(("cifar10", "images"), ("train", "test")):
         for label, colour in {"cat": "red", "dog": "blue"}.items():
-            place = folder / "data" / "cifar10" / part / label
+            place = folder / "data" / tree / part / label
             place.mkdir(parents=True)
-            for number in range(count):
+            for number in range(12 if part == "train" else 2):
                 Image.new("RGB", (32, 32), colour).rotate(number).save(place / f"{number}.png")
     return folder
 
 
-def shorten(command: str) -> list[str]:
-    """The command as it stands, but with few trials, epochs and seeds, and one worker."""
-    for flag, value in {"trials": 2, "workers": 1, "seeds": 1, "epochs": 1}.items():
+def shorten(command: str, folder: Path) -> list[str]:
+    """The command with few trials, epochs, seeds, configurations and workers; $MODEL as the shell sets it."""
+    pattern = MODEL.findall(README)[0]
+    command = command.replace("$MODEL", next((str(path) for path in sorted(folder.glob(pattern))), "$MODEL"))
+    for flag, value in {"trials": 2, "workers": 1, "seeds": 1, "epochs": 1, "top": 1}.items():
         command = re.sub(rf"--{flag} \d+", f"--{flag} {value}", command)
     return shlex.split(command)
 
@@ -53,9 +59,10 @@ def test_readme_names_the_main_commands() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_readme_commands_run_in_order(folder: Path) -> None:
     for command in COMMANDS:
-        program, *arguments = shorten(command)
+        program, *arguments = shorten(command, folder)
         if program == "fbsearch":
             ran = subprocess.run(
                 [sys.executable, "-m", "fbsearch", *arguments], cwd=folder, capture_output=True, text=True, check=False
@@ -109,6 +116,17 @@ def test_readme_python_works_on_an_export(folder: Path) -> None:
     assert (folder / "best.yaml").exists(), "the commands above have written it"
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         subprocess.run([sys.executable, "-c", block], cwd=folder, check=True)
+
+
+def test_readme_cluster_commands_are_understood() -> None:
+    """They need eight GPUs or several machines, so here they are only parsed; other tests run them on what there is."""
+    (block,) = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    run = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
+    for line in block.strip().splitlines():
+        words = shlex.split(line, comments=True)
+        program, command, *arguments = words[1:] if words[0].startswith("FBSEARCH_STORAGE=") else words
+        assert (program, command) == ("fbsearch", "run"), line
+        assert run.make_context("run", arguments).params["study_file"] == Path("study.yaml"), line
 
 
 def test_readme_links_lead_somewhere() -> None:

@@ -21,7 +21,8 @@ from PIL import Image
 from fbsearch.cli import main
 from fbsearch.errors import StorageError
 from fbsearch.report import file_name, trials_frame, write_report, write_static
-from fbsearch.study import create_study, fail, put_back, trial_table
+from fbsearch.study import create_study, fail, put_back
+from fbsearch.study_export import trial_table
 from fbsearch.study_file import StudyConfig, load_export
 
 SCRIPT = "<script>alert('x')</script>\"&"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from made_studies import make_study
 from optuna.storages import RDBStorage
+from test_retrained import competitor, training, write_comparison, write_summary
 
 from fbsearch.report import write_report
 
@@ -155,6 +156,24 @@ def test_report_of_a_hostile_name_runs_nothing(storage: RDBStorage, tmp_path: Pa
     assert seen.page.inner_text("h1") == SCRIPT
     assert seen.console == []
     assert seen.ask("() => document.scrollingElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_report_of_what_was_trained_after_the_search_fits(
+    storage: RDBStorage, tmp_path: Path, visit: Any, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = make_study(storage, 9)
+    (tmp_path / "reports" / "digits").mkdir(parents=True)
+    write_summary(training(study))
+    write_comparison(competitor(kind="winner"), competitor(name=SCRIPT), competitor(name="x", failure=SCRIPT))
+    seen = visit(write_report(study).absolute(), width=width)
+    assert seen.console == []
+    assert seen.ask("() => document.scrollingElement.scrollWidth") <= width
+    for name, marks in (("trainings", 5), ("comparison", 2)):
+        points = f"() => document.querySelectorAll('[data-figure={name}] path.point').length"
+        assert seen.ask(points) == marks, name
+    assert SCRIPT in seen.page.inner_text("#retrained table >> nth=1")
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -29,8 +29,10 @@ from fbsearch.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fbsearch.data import Dataset, load_dataset
 from fbsearch.events import EpochStats
 from fbsearch.model import FractalBrainNet
-from fbsearch.retrain import Run, judge_fit, plan_runs, prepare, read_result, summarize
-from fbsearch.retrain import Settings as RunSettings
+from fbsearch.results import judge_fit, read_result, summarize
+from fbsearch.retrain import prepare
+from fbsearch.runs import Run, plan_runs
+from fbsearch.runs import Settings as RunSettings
 from fbsearch.study_file import Export, dump_export
 from fbsearch.train import TrainState, evaluate, train
 
@@ -61,22 +63,6 @@ def make_export(
 
 def write_export(folder: Path, export: Export) -> None:
     (folder / "best.yaml").write_text(dump_export(export), encoding="utf-8")
-
-
-@pytest.fixture
-def fbsearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fbsearch:
-    """Run a command in an empty folder, in this process: (exit code, output, errors)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fbsearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output, errors = capsys.readouterr()
-        code = caught.value.code
-        return code if isinstance(code, int) else 0, output, errors
-
-    return run
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -284,6 +270,11 @@ def make_run(export: Export, folder: Path, **settings: Any) -> Run:
     return plan_runs(export, export.configs[:1], RunSettings(num_seeds=1, output=folder, **settings))[0]
 
 
+def test_run_settings_leave_out_what_changes_no_number(tmp_path: Path) -> None:
+    on, off = (make_run(make_export(cuda_graph=value), tmp_path) for value in (True, False))
+    assert on.settings() == off.settings()
+
+
 def test_prepare_merges_validation_into_training_unless_it_is_kept(digits: Dataset, tmp_path: Path) -> None:
     merged = prepare(digits, make_run(make_export(), tmp_path))
     assert len(merged.train.labels_N) == 300 and len(merged.val.labels_N) == 0
@@ -377,19 +368,20 @@ def half_done(tmp_path: Path) -> Path:
     export = make_export(epochs=2)
     write_export(tmp_path, export)
     run = make_run(export, tmp_path / "reports")
-    from fbsearch import retrain
+    from fbsearch import progress, retrain
 
     class Killed(Exception):
         pass
 
-    class View(retrain.View):
+    class View(progress.View):
         def epoch(self, run: Run, stats: EpochStats) -> None:
             raise Killed
 
     from rich.console import Console
 
     with pytest.raises(Killed):
-        retrain.retrain([run], device="cpu", view=View(Console(file=io.StringIO())))
+        view = View(Console(file=io.StringIO()))
+        retrain.retrain([run], load=retrain.Loader("cpu", say=view.say), view=view)
     return run.folder
 
 
@@ -431,6 +423,12 @@ def test_train_two_at_once_in_one_folder_are_refused(fbsearch: Fbsearch, tmp_pat
 
 
 # What is said of a run.
+
+
+def test_train_out_of_memory_names_batch_size_and_way_out(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    write_export(tmp_path, make_export(base_channels=2**23))  # 10**14 bytes a layer: no machine has them
+    message = error_of(fbsearch("train", "best.yaml", "--seeds", 1))
+    assert "rank 1, seed 7: out of memory with train.batch_size 32" in message and "lower" in message
 
 
 def make_history(*epochs: tuple[float, float, float]) -> list[EpochStats]:

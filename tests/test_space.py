@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import random
 import tracemalloc
 from typing import Any
 
@@ -20,6 +21,7 @@ from fbsearch.space import (
     check_space,
     choice_label,
     corners,
+    draw_point,
     grid_points,
     is_integer,
     values,
@@ -326,3 +328,44 @@ def test_a_valid_space_survives_json(space: dict[str, Any]) -> None:
     again = StudyConfig.model_validate_json(study.model_dump_json())
     assert again.model_dump(mode="json") == study.model_dump(mode="json")
     assert list(corners(again.space)) == list(corners(study.space))
+
+
+@given(space=spaces(DISCRETE | CONTINUOUS), seed=st.integers(0, 2**32))
+def test_every_drawn_point_is_a_valid_trial_within_the_space(space: dict[str, Any], seed: int) -> None:
+    study = StudyConfig.model_validate({"space": space})
+    point = draw_point(study.space, random.Random(seed))
+    study.trial(point, seed=0)
+    assert point == draw_point(study.space, random.Random(seed))
+    for name, value in point.items():
+        allowed = values(name, study.space[name], most=10**6)
+        ends = getattr(study.space[name], "low", None), getattr(study.space[name], "high", None)
+        assert value in allowed or (None not in ends and ends[0] <= value <= ends[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "dimension", "expected"),
+    [
+        ("model.base_channels", {"choices": [4, 8]}, {4: 0.5, 8: 0.5}),
+        ("train.epochs", {"low": 1, "high": 4}, {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}),
+        ("train.epochs", {"low": 2, "high": 6, "step": 2}, {2: 1 / 3, 4: 1 / 3, 6: 1 / 3}),
+        (
+            "train.epochs",
+            {"low": 1, "high": 3, "log": True},
+            {1: 0.565, 2: 0.263, 3: 0.173},
+        ),
+        ("model.fractal_levels", {"num_stages": [1, 2], "level": [3]}, {(3,): 0.5, (3, 3): 0.5}),
+    ],
+)
+def test_draw_point_draws_evenly(name: str, dimension: dict[str, Any], expected: dict[Any, float]) -> None:
+    space = StudyConfig.model_validate({"space": {name: dimension}}).space
+    rng = random.Random(0)
+    drawn = [draw_point(space, rng)[name] for _ in range(4000)]
+    assert {value: drawn.count(value) / 4000 for value in set(drawn)} == pytest.approx(expected, abs=0.03)
+
+
+def test_draw_point_on_a_logarithmic_scale_has_its_median_at_the_geometric_mean() -> None:
+    space = StudyConfig.model_validate({"space": {"train.learning_rate": {"low": 1e-4, "high": 1, "log": True}}}).space
+    rng = random.Random(0)
+    drawn = [draw_point(space, rng)["train.learning_rate"] for _ in range(2000)]
+    assert sum(value < 1e-2 for value in drawn) == pytest.approx(1000, abs=80)
+    assert min(drawn) >= 1e-4 and max(drawn) <= 1

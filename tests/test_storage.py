@@ -1,7 +1,6 @@
 """The database: its settings, what is said of a bad one, and who may hold a study. Real files, disks and processes."""
 
 import contextlib
-import gc
 import os
 import pickle
 import shutil
@@ -17,13 +16,13 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.storages import RDBStorage
+from small_disk import PAGE, fill
 
 from fbsearch.errors import StorageError
-from fbsearch.storage import hide_password, hold_study, open_storage, storage_errors
+from fbsearch.storage import hide_password, hold_study, open_storage, read_trials, storage_errors
 from fbsearch.study import create_study, load_study, put_back_running, sample
 from fbsearch.study_file import StudyConfig
 
-PAGE = 4096
 PASSWORD = "geheim"
 
 
@@ -128,7 +127,7 @@ def test_open_storage_of_another_kind_of_file_leaves_it_alone(tmp_path: Path, co
     path = tmp_path / "x.db"
     path.write_bytes(content)
     assert refused(f"sqlite:///{path}", create=create) == (
-        f"{path}: is not an SQLite database (or is corrupt); move it away, or name another"
+        f"sqlite:///{path}: is not an SQLite database (or is corrupt); move it away, or name another"
     )
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
@@ -317,6 +316,19 @@ def guarded(database: Path) -> Iterator[Path]:
         Path(folder).chmod(0o755)
 
 
+def test_open_storage_again_keeps_the_locks_of_what_is_open(tmp_path: Path) -> None:
+    """Else the log goes with the last other process, and who has the database open finds it broken."""
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    with opened(url, create=True) as storage:
+        study = add_trials(storage, 1)
+        with opened(url):
+            pass
+        code = f"import optuna; optuna.load_study(study_name='s', storage={url!r}).set_user_attr('a', 1)"
+        subprocess.run([sys.executable, "-c", code.replace("'s'", repr(study.study_name))], check=True)
+        assert (tmp_path / "x.db-wal").exists()
+        assert optuna.load_study(study_name=study.study_name, storage=storage).user_attrs["a"] == 1
+
+
 def test_open_storage_read_only_file_says_so(guarded: Path) -> None:
     with without_rights():
         message = refused(f"sqlite:///{guarded}")
@@ -341,30 +353,6 @@ def test_open_storage_unreadable_file_says_so(guarded: Path) -> None:
 def test_hold_study_read_only_folder_says_so(guarded: Path) -> None:
     with without_rights(), pytest.raises(StorageError), hold_study(f"sqlite:///{guarded}", "digits"):
         pass
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "fbsearch-test", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    gc.collect()  # the connection of a database that could not be opened goes with Optuna's half-made storage
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    path = folder / "fill"
-    with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * PAGE)
-    return path
 
 
 def test_full_disk_says_so_and_goes_on_once_there_is_room(small_disk: Path) -> None:
@@ -477,3 +465,32 @@ def test_hold_study_postgresql_is_not_held() -> None:
     url = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/db"
     with hold_study(url, "digits"), hold_study(url, "digits"):
         pass
+
+
+def test_read_trials_in_parts_gives_what_optuna_gives(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fbsearch.storage.TRIALS_A_READ", 3)
+    opened = [open_storage(url, create=True), open_storage(url)]
+    study = optuna.create_study(storage=opened[0], study_name="s")
+    for number in range(8):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        trial.report(0.5, 1)
+        if number not in (2, 7):
+            study.tell(trial, number / 10)
+    reader = optuna.load_study(storage=opened[1], study_name="s")
+    read_trials(reader)
+    assert reader.get_trials() == study.get_trials()
+    study.tell(2, 0.9)
+    study.tell(study.ask(), 0.3)
+    read_trials(reader)
+    assert reader.get_trials() == study.get_trials()
+    assert [t.state.name for t in reader.trials].count("RUNNING") == 1
+    for storage in opened:
+        storage.engine.dispose()
+
+
+def test_read_trials_of_a_study_in_memory_does_nothing() -> None:
+    study = optuna.create_study()
+    study.tell(study.ask(), 1.0)
+    read_trials(study)
+    assert len(study.trials) == 1

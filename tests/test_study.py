@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config import FractalPatternType, TrialConfig
 from fbsearch.errors import ConfigError, StorageError
+from fbsearch.outcomes import is_duplicate, is_finished, is_infeasible, tell_duplicate, tell_infeasible
 from fbsearch.space import choice_label, grid_points
 from fbsearch.storage import open_storage
 from fbsearch.study import (
@@ -19,8 +20,8 @@ from fbsearch.study import (
     best_trials,
     create_study,
     enqueue_grid_point,
-    export_best,
     fail,
+    flush,
     is_failure,
     load_study,
     make_pruner,
@@ -31,8 +32,8 @@ from fbsearch.study import (
     sampled_names,
     status,
     trial_config,
-    trial_table,
 )
+from fbsearch.study_export import export_best, trial_table
 from fbsearch.study_file import SearchConfig, StudyConfig, dump_export, load_export, write_text
 
 CONFIG = StudyConfig()
@@ -47,7 +48,7 @@ GRID = StudyConfig.model_validate(
         "search": {"sampler": "grid", "pruner": "none"},
     }
 )
-DATASET = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+DATASET = {"num_classes": 10, "in_channels": 1, "image_size": 8, "num_train": 1000}
 
 
 def study_of(change: dict[str, Any]) -> StudyConfig:
@@ -108,6 +109,7 @@ def test_create_study_another_name_is_another_study(storage: RDBStorage, study: 
             ["space.train.learning_rate: {'low': 0.003,", "{'low': 0.001,"],
         ),
         ({"space": {"model.pattern": {"choices": ["julia"]}}}, ["space.model.base_channels: {", "} -> absent"]),
+        ({"search": {"limits": {"flops": 9}}}, ["search.limits: {", "'flops': None", "'flops': 9"]),
         (
             {"space": CONFIG.model_dump()["space"] | {"train.epochs": {"low": 1, "high": 2}}},
             ["space.train.epochs: absent -> {"],
@@ -138,6 +140,12 @@ def test_create_study_other_search_settings_go_on(storage: RDBStorage, study: op
     assert isinstance(again.sampler, optuna.samplers.RandomSampler)
     assert isinstance(again.pruner, optuna.pruners.MedianPruner)
     assert len(again.trials) == 1
+
+
+def test_create_study_with_what_changes_no_result_changed_goes_on(storage: RDBStorage, study: optuna.Study) -> None:
+    finish(study, 0.5)
+    train = CONFIG.train.model_copy(update={"cuda_graph": False, "tensorboard": "curves"})
+    assert len(create_study(storage, CONFIG.model_copy(update={"train": train})).trials) == 1
 
 
 def test_create_study_changed_before_the_first_trial_takes_the_new_settings(
@@ -425,6 +433,7 @@ def test_put_back_running_is_no_failure_and_no_attempt(storage: RDBStorage, stud
         trial, values = start(study)
         trial.report(0.3, step=1)
         sampled.append(values)
+    flush(study)
     done = finish(study, 0.5)
     again = create_study(storage, CONFIG)
     assert put_back_running(again) == 2
@@ -488,6 +497,8 @@ def test_status_keys_and_counts(study: optuna.Study) -> None:
         "num_failed": 0,
         "num_running": 0,
         "num_waiting": 0,
+        "num_infeasible": 0,
+        "num_duplicates": 0,
         "best": None,
     }
     best = finish(study, 0.75)
@@ -501,6 +512,7 @@ def test_status_keys_and_counts(study: optuna.Study) -> None:
     found = status(study, url=url)
     assert {key: value for key, value in found.items() if key.startswith("num_")} == {
         "num_complete": 2, "num_pruned": 1, "num_failed": 1, "num_running": 1, "num_waiting": 1,
+        "num_infeasible": 0, "num_duplicates": 0,
     }  # fmt: skip
     assert (found["best"]["trial"], found["best"]["value"]) == (best, 0.75)
     assert TrialConfig.model_validate(found["best"]["config"]) == trial_config(frozen(study, best))
@@ -509,7 +521,7 @@ def test_status_keys_and_counts(study: optuna.Study) -> None:
 def slow_status(study: optuna.Study) -> dict[str, Any]:
     """What status gives, from every trial."""
     trials = study.get_trials(deepcopy=False)
-    states = [trial.state for trial in trials]
+    states = [trial.state for trial in trials if is_finished(trial) or not trial.state.is_finished()]
     best = next(iter(best_trials(study, 1)), None)
     return {
         "study": study.study_name,
@@ -519,6 +531,8 @@ def slow_status(study: optuna.Study) -> dict[str, Any]:
         "num_failed": sum(is_failure(trial) for trial in trials),
         "num_running": states.count(TrialState.RUNNING),
         "num_waiting": states.count(TrialState.WAITING),
+        "num_infeasible": sum(map(is_infeasible, trials)),
+        "num_duplicates": sum(map(is_duplicate, trials)),
         "best": best and {"trial": best.number, "value": best.value, "config": best.user_attrs["config"]},
     }
 
@@ -534,8 +548,12 @@ def fill_mixed(study: optuna.Study) -> None:
     for kind in ("worker_died", "worker_died", "non_finite_loss"):
         fail(study, start(study)[0].number, kind=kind, message=f'"kind": "{INTERRUPTED}"')
     study.tell(start(study)[0], state=TrialState.FAIL)  # without a reason
+    tell_infeasible(study, start(study)[0], constraints={"flops": 0.1}, kind="over_limits", message="large")
+    for of in (2, 5):  # complete, pruned
+        tell_duplicate(study, start(study)[0], of=frozen(study, of))
     for _ in range(2):
         start(study)
+    start(study, duplicate_of=2)  # killed before it was told
     put_back_running(study)
     # A trial that was told a reason and goes on, for a moment, is running.
     start(study, failure={"kind": INTERRUPTED, "message": "x"})
@@ -556,7 +574,8 @@ def test_status_equals_what_all_trials_say(storage: RDBStorage, study: optuna.St
     assert found == slow_status(study)
     if step == "mixed":
         counts = [found[f"num_{kind}"] for kind in ("complete", "pruned", "failed", "running", "waiting")]
-        assert counts == [5, 2, 4, 1, 1]
+        assert counts == [5, 2, 4, 1, 2]
+        assert (found["num_infeasible"], found["num_duplicates"]) == (1, 2)
         assert found["best"]["trial"] == 2
 
 
@@ -585,7 +604,8 @@ def test_load_study_and_status_read_one_trial_only(
 def with_environment(study: optuna.Study, values: list[float]) -> None:
     study.set_user_attr("dataset", DATASET | {"class_names": list("0123456789")})
     for number, value in enumerate(values):
-        finish(study, value, num_parameters=100 + number, environment={"versions": {"torch": "2", "fbsearch": "0.1.0"}})
+        environment = {"versions": {"torch": "2", "fbsearch": "0.1.0"}}
+        finish(study, value, num_parameters=100 + number, environment=environment, flops=10 + number, seconds=0.5)
 
 
 def test_export_best_is_whole_and_in_order(study: optuna.Study, tmp_path: Any) -> None:
@@ -605,6 +625,28 @@ def test_export_best_is_whole_and_in_order(study: optuna.Study, tmp_path: Any) -
     path = tmp_path / "best.yaml"
     write_text(path, dump_export(export))
     assert load_export(path) == export.model_copy(update={"exported": export.exported.replace(microsecond=0)})
+
+
+def test_export_best_says_what_was_searched_and_what_it_cost(study: optuna.Study) -> None:
+    with_environment(study, [0.5, 0.9])  # told without an epoch
+    for num_epochs, flops, state in ((2, 100, TrialState.PRUNED), (3, 1000, TrialState.COMPLETE)):
+        trial, _ = start(study, flops=flops, seconds=num_epochs)
+        for step in range(1, num_epochs + 1):
+            trial.report(0.1, step=step)
+        study.tell(trial, 0.1 if state == TrialState.COMPLETE else None, state=state)
+    fail(study, start(study, flops=7, seconds=9)[0].number, kind="error", message="not counted")
+    search = export_best(study, top=1).search
+    assert search is not None
+    assert (search.model, search.train, search.space) == (CONFIG.model, CONFIG.train, CONFIG.space)
+    assert search.compute.model_dump() == {
+        "num_trials": 4, "num_epochs": 5, "train_flops": 1000 * (2 * 100 + 3 * 1000), "seconds": 6.0,
+    }  # fmt: skip
+
+
+def test_export_best_of_a_space_that_another_version_wrote_goes_without(study: optuna.Study) -> None:
+    with_environment(study, [0.5])
+    study.set_user_attr("config", study.user_attrs["config"] | {"unknown": 1})
+    assert export_best(study, top=1).search is None
 
 
 def test_export_best_more_than_there_are_gives_all(study: optuna.Study) -> None:

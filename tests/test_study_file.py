@@ -14,6 +14,8 @@ from fbsearch.errors import ConfigError
 from fbsearch.study_file import (
     Export,
     ExportedConfig,
+    SearchCompute,
+    Searched,
     StudyConfig,
     dump_export,
     load_export,
@@ -164,7 +166,7 @@ def test_study_file_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
         ("nmae: x", "nmae: unknown key; did you mean name?"),
         ("xyz: 1", "xyz: unknown key; allowed: name, data, model, train, space, search"),
         ("data: {augment: {flop: true}}", "data.augment.flop: unknown key; did you mean flip?"),
-        ("search: {zzz: 1}", "search.zzz: unknown key; allowed: metric, sampler, pruner, seed"),
+        ("search: {zzz: 1}", "search.zzz: unknown key; allowed: metric, sampler, pruner, seed, limits"),
         (
             "space: {train.learning_rate: {low: 0.1, high: 1, lg: true}}",
             "space.train.learning_rate.lg: unknown key; allowed: low, high, log, step",
@@ -410,6 +412,19 @@ def test_export_survives_its_file(tmp_path: Path) -> None:
     assert load_export(path) == load_export(str(path)) == make_export()
 
 
+def test_export_with_what_was_searched_survives_its_file(tmp_path: Path) -> None:
+    config = StudyConfig()
+    compute = SearchCompute(num_trials=20, num_epochs=90, train_flops=3 * 10**15, seconds=12.5)
+    search = Searched(model=config.model, train=config.train, space=config.space, compute=compute)
+    export = make_export().model_copy(update={"search": search})
+    path = tmp_path / "best.yaml"
+    write_text(path, dump_export(export))
+    assert load_export(path) == export
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert list(content)[-1] == "search" and content["search"]["compute"]["train_flops"] == 3 * 10**15
+    assert content["search"]["space"]["train.learning_rate"] == {"low": 0.003, "high": 0.05, "log": True}
+
+
 def test_export_is_laid_out_as_the_contract_says() -> None:
     content = yaml.safe_load(dump_export(make_export()))
     assert list(content) == ["format", "study", "exported", "versions", "configs"]
@@ -509,3 +524,32 @@ def test_write_text_file_can_be_read_as_any_other(tmp_path: Path) -> None:
     write_text(tmp_path / "best.yaml", "text")
     (tmp_path / "other").write_text("text")
     assert (tmp_path / "best.yaml").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ("{parameters: 0}", "search.limits.parameters: "),
+        ("{flops: 1.5}", "search.limits.flops: "),
+        ("{memory: 100}", "search.limits.memory: unknown key; did you mean memory_mib?"),
+    ],
+)
+def test_load_study_limits_that_cannot_be(tmp_path: Path, limits: str, problem: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(f"search: {{limits: {limits}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert problem in str(caught.value)
+
+
+def test_render_study_limits_are_shown_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("search: {limits: {parameters: 50000, memory_mib: 512.5}}\n")
+    config = load_study(path)
+    assert "limits: {parameters: 50000, flops: null, memory_mib: 512.5}" in render_study(config)
+    path.write_text(render_study(config))
+    assert load_study(path) == config
+    trial = next(config.corners())
+    assert trial.limits.excess({"parameters": 100_000, "flops": 7, "memory_mib": 512.5}) == {
+        "parameters": 1.0, "memory_mib": 0.0,
+    }  # fmt: skip

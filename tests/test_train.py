@@ -11,13 +11,12 @@ from fbsearch.data import Dataset, load_dataset
 from fbsearch.errors import DeviceError, TrialError
 from fbsearch.events import EpochStats
 from fbsearch.model import FractalBrainNet
+from fbsearch.optimizers import make_optimizer, make_scheduler
 from fbsearch.train import (
     choose_device,
     choose_dtype,
     evaluate,
     final_accuracy,
-    make_optimizer,
-    make_scheduler,
     train,
 )
 
@@ -68,7 +67,7 @@ def test_train_other_seed_gives_other_numbers(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
-@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant", "halving"])
 def test_train_every_optimizer_and_schedule_lowers_the_loss(digits: Dataset, optimizer: str, schedule: str) -> None:
     rates = {"adamw": 0.01, "adam": 0.01, "sgd": 0.05, "rmsprop": 0.001}
     config = make_config(optimizer=optimizer, schedule=schedule, learning_rate=rates[optimizer], epochs=3)
@@ -162,6 +161,13 @@ def test_schedule_warmup_then_cosine_or_constant() -> None:
     assert cosine[:10] == sorted(cosine[:10]) and cosine[10] == pytest.approx(0.1) and cosine[-1] < 0.001
     constant = rates(TrainConfig(epochs=2, learning_rate=0.1, schedule="constant"), steps_per_epoch=3)
     assert constant == [0.1] * 6
+
+
+def test_schedule_halving_drops_where_the_fractalnet_paper_says() -> None:
+    found = rates(TrainConfig(epochs=400, learning_rate=0.02, schedule="halving"), steps_per_epoch=2)
+    drops = [step / 2 for step in range(1, len(found)) if found[step] != found[step - 1]]
+    assert drops[:4] == [200, 300, 350, 375] and found[0] == 0.02
+    assert [found[2 * epoch] for epoch in (200, 399)] == pytest.approx([0.02 / 10, 0.02 / 10**8])
 
 
 def test_choose_device_without_such_a_device_says_what_there_is() -> None:

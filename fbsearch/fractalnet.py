@@ -1,0 +1,162 @@
+"""FractalNet, the network to compare with: Larsson, Maire, Shakhnarovich, "FractalNet: Ultra-Deep Neural Networks
+without Residuals", ICLR 2017 (arXiv 1605.07648). Our own implementation, from the paper.
+
+f_1 is one convolution; f_{C+1} joins f_C after f_C with one convolution beside them. The joins at one place are one
+mean over all the columns that end there, as the paper draws it. Column c of C, counted from the shallowest, is a chain
+of 2^(c - 1) convolutions. Must not know FractalBrainNet, training or data.
+
+Deviations: dropout stands once a block, before its pooling (the paper leaves the place open); what is dropped is drawn
+on the device as weights of 0 or 1 / survivors, so that a dropped path is still computed; small images go through fewer
+blocks.
+
+Suffixes: B batch, C channels, H height, W width, K classes, P paths into a join.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fbsearch.errors import ConfigError
+
+# The paper's network for 32 x 32 images: channels and dropout of its five blocks, columns, drop-path.
+CHANNELS = (64, 128, 256, 512, 512)
+DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4)
+NUM_COLUMNS = 3
+DROP_PATH_PROB = 0.15
+# The share of the batches with global drop-path, the others have local.
+GLOBAL_SHARE = 0.5
+
+
+class Join(nn.Module):
+    """Mean of the paths that survive, [B, C, H, W] each; they are the deepest `num_paths` of the net's columns."""
+
+    column_P: Tensor
+
+    def __init__(self, num_paths: int, *, num_columns: int, drop_path_prob: float) -> None:
+        super().__init__()
+        self.num_paths, self.drop_path_prob = num_paths, drop_path_prob
+        columns_P = torch.arange(num_columns - num_paths + 1, num_columns + 1)
+        self.register_buffer("column_P", columns_P, persistent=False)
+
+    def forward(self, paths: Sequence[Tensor], column: Tensor | None) -> Tensor:
+        """`column`: None keeps all paths; an int64 scalar keeps that column alone, or with 0 drops at random."""
+        assert len(paths) == self.num_paths
+        if len(paths) == 1:
+            return paths[0]
+        if column is None:
+            return sum(paths[1:], paths[0]) / len(paths)
+        keep_P = torch.where(column == 0, self._draw_local(), self.column_P == column)
+        # A join that the kept column does not pass leads only into paths that are dropped later.
+        keep_P = keep_P | ~keep_P.any()
+        weights_P = (keep_P / keep_P.sum()).to(paths[0].dtype)
+        return sum((weights_P[i] * path for i, path in enumerate(paths[1:], start=1)), weights_P[0] * paths[0])
+
+    def _draw_local(self) -> Tensor:
+        """Which paths survive, bool [P]: each is dropped with `drop_path_prob`; where all would be, one is kept."""
+        device = self.column_P.device
+        keep_P = torch.rand(self.num_paths, device=device) >= self.drop_path_prob
+        survivor = torch.randint(self.num_paths, (), device=device)
+        return keep_P | (~keep_P.any() & (torch.arange(self.num_paths, device=device) == survivor))
+
+
+def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    nn.init.xavier_uniform_(convolution.weight)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+class Fractal(nn.Module):
+    """f_C without the join at its end: [B, in, H, W] to a list of C paths [B, out, H, W], the shallowest first."""
+
+    def __init__(
+        self, depth: int, in_channels: int, out_channels: int, *, num_columns: int, drop_path_prob: float
+    ) -> None:
+        super().__init__()
+        self.shallow = _convolution(in_channels, out_channels)
+        self.depth = depth
+        if depth > 1:
+            half = functools.partial(Fractal, depth - 1, num_columns=num_columns, drop_path_prob=drop_path_prob)
+            self.first = half(in_channels, out_channels)
+            self.join = Join(depth - 1, num_columns=num_columns, drop_path_prob=drop_path_prob)
+            self.second = half(out_channels, out_channels)
+
+    def forward(self, x_BCHW: Tensor, column: Tensor | None) -> list[Tensor]:
+        """`column` as in `Join`."""
+        paths = [self.shallow(x_BCHW)]
+        if self.depth > 1:
+            paths += self.second(self.join(self.first(x_BCHW, column), column), column)
+        return paths
+
+
+class Block(nn.Module):
+    """A fractal, its last join, dropout and a 2x2 max-pool: [B, in, H, W] to [B, out, H // 2, W // 2]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, num_columns: int, drop_path_prob: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.fractal = Fractal(
+            num_columns, in_channels, out_channels, num_columns=num_columns, drop_path_prob=drop_path_prob
+        )
+        self.join = Join(num_columns, num_columns=num_columns, drop_path_prob=drop_path_prob)
+        self.rest = nn.Sequential(nn.Dropout(dropout), nn.MaxPool2d(2))
+
+    def forward(self, x_BCHW: Tensor, column: Tensor | None) -> Tensor:
+        """`column` as in `Join`."""
+        out_BCHW: Tensor = self.rest(self.join(self.fractal(x_BCHW, column), column))
+        return out_BCHW
+
+
+class FractalNet(nn.Module):
+    """The whole network: images [B, in_channels, H, W] of at least `image_size` pixels to logits [B, K].
+
+    As many of the paper's five blocks as the image can be halved, the first ones. In training each batch has either
+    local drop-path (a path into a join is dropped with `drop_path_prob`, one at least survives) or global (one column,
+    drawn uniformly, in the whole net), evenly often. Raises ConfigError for images below 2 pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        num_columns: int = NUM_COLUMNS,
+        drop_path_prob: float = DROP_PATH_PROB,
+    ) -> None:
+        super().__init__()
+        num_blocks = count_blocks(image_size)
+        self.num_columns = num_columns
+        self.blocks = nn.ModuleList()
+        for channels, dropout in zip(CHANNELS[:num_blocks], DROPOUT, strict=False):
+            block = Block(
+                in_channels, channels, num_columns=num_columns, drop_path_prob=drop_path_prob, dropout=dropout
+            )
+            self.blocks.append(block)
+            in_channels = channels
+        self.classifier = nn.Linear(in_channels, num_classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the logits; in training what is dropped is drawn for the batch."""
+        return self.keep(x_BCHW, self._draw_column(x_BCHW.device) if self.training else None)
+
+    def keep(self, x_BCHW: Tensor, column: Tensor | None) -> Tensor:
+        """The logits with one `column` kept, with 0 local drop-path, with None all paths."""
+        for block in self.blocks:
+            x_BCHW = block(x_BCHW, column)
+        logits_BK: Tensor = self.classifier(x_BCHW.mean(dim=(2, 3)))
+        return logits_BK
+
+    def _draw_column(self, device: torch.device) -> Tensor:
+        column = torch.randint(1, self.num_columns + 1, (), device=device)
+        return column * (torch.rand((), device=device) < GLOBAL_SHARE)
+
+
+def count_blocks(image_size: int) -> int:
+    """How many blocks an image of so many pixels goes through: each halves it. ConfigError where there is none."""
+    num_blocks = min(len(CHANNELS), image_size.bit_length() - 1)
+    if num_blocks < 1:
+        raise ConfigError(f"image_size is {image_size}; FractalNet halves the image at least once")
+    return num_blocks

@@ -1,0 +1,365 @@
+"""A seeded saboteur against a real search: what it does to it, and whether everything is there at the end.
+
+    python tests/chaos.py --seeds 10 --output reports/chaos.md
+
+A study of short trials runs as its user runs it: `fbsearch run`, and the same command again whenever it has ended
+otherwise than well. Meanwhile, each fault strikes as soon as a number of trials drawn from the seed is finished.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import psutil
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState
+from postgres_server import PostgresServer
+from ray_cluster import NODE, cluster
+from small_disk import fill, mounted
+
+from fbsearch.errors import StorageError
+from fbsearch.outcomes import is_finished
+from fbsearch.storage import open_storage
+from fbsearch.study import best_trial
+
+STUDY = """
+name: chaos
+data: {limit: 120}
+model: {base_channels: 4, pattern_resolution: 8}
+train: {epochs: 6}
+space:
+  model.fractal_levels: {num_stages: [1, 2], level: [1, 2]}
+  model.pattern: {choices: [mandelbrot, sierpinski, julia, cantor, dragon_curve]}
+  train.learning_rate: {low: 0.003, high: 0.05, log: true}
+search: {pruner: median}
+"""
+SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_OF_FULL_DISK = 5.0
+SECONDS_WITHOUT_SERVER = 10.0
+# A worker that says nothing for so long is taken for hung; a fresh one has to import torch on a machine that is busy.
+TRIAL_TIMEOUT_SECONDS = 20.0
+MOST_SECONDS = 900.0
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run under sabotage came to. `lost`: finished trials that were seen and were not there at the end."""
+
+    where: str
+    seed: int
+    faults: dict[str, int]
+    num_finished: int
+    num_failed: int
+    num_lost: int
+    num_duplicated: int
+    problems: list[str]
+    seconds: float
+
+
+class Sabotage:
+    """One study under faults. `where` is `sqlite`, `postgresql` or `ray`: what there is to break differs."""
+
+    def __init__(self, folder: Path, *, where: str, seed: int, num_trials: int, storage: str, run: list[str]) -> None:
+        self.folder, self.where, self.seed, self.num_trials, self.storage = folder, where, seed, num_trials, storage
+        (folder / "chaos.yaml").write_text(STUDY)
+        self._command = [sys.executable, "-m", "fbsearch", "run", "chaos.yaml", "--trials", str(num_trials), *run]
+        self._random = random.Random(seed)
+        self._coordinators: dict[int, subprocess.Popen[bytes]] = {}
+        self._ended_well: set[int] = set()
+        self._seen: dict[int, tuple[TrialState, float | None]] = {}
+        self._faults: Counter[str] = Counter()
+        self._database: optuna.storages.RDBStorage | None = None
+        self._study: optuna.Study | None = None
+
+    def go(self, plan: dict[str, tuple[int, Callable[[], None]]], *, num_coordinators: int) -> Outcome:
+        """Search to the end; `plan` gives each kind of fault: how often, and what does it."""
+        started = time.monotonic()
+        strikes = sorted(
+            (self._random.randrange(1, max(2, int(0.85 * self.num_trials))), number, kind, strike)
+            for number, (kind, (count, strike)) in enumerate(plan.items())
+            for _ in range(count)
+        )
+        try:
+            while len(self._ended_well) < num_coordinators:
+                assert time.monotonic() < started + MOST_SECONDS, f"not finished; see {self.folder}/*.log"
+                self._keep_running(num_coordinators)
+                self._look()
+                while strikes and strikes[0][0] <= len(self._seen):
+                    _, _, kind, strike = strikes.pop(0)
+                    strike()
+                    self._faults[kind] += 1
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        finally:
+            for process in self._coordinators.values():
+                process.kill()
+                process.wait()
+        problems = [f"{kind} never struck" for _, _, kind, _ in strikes]
+        return self._check(problems, seconds=time.monotonic() - started)
+
+    def _keep_running(self, num_coordinators: int) -> None:
+        for number in range(num_coordinators):
+            process = self._coordinators.get(number)
+            if number in self._ended_well or (process is not None and process.poll() is None):
+                continue
+            if process is not None and process.returncode == 0:
+                self._ended_well.add(number)
+                continue
+            if process is not None and process.returncode != -signal.SIGKILL:
+                self._faults["(same command again after an error)"] += 1
+                time.sleep(1)
+            with (self.folder / f"run-{number}.log").open("ab") as log:
+                environment = os.environ | {"FBSEARCH_STORAGE": self.storage}
+                self._coordinators[number] = subprocess.Popen(
+                    self._command, cwd=self.folder, env=environment, stdout=log, stderr=log
+                )
+
+    def _look(self) -> None:
+        """Remember every finished trial; the database may be away, or not there yet."""
+        with contextlib.suppress(
+            StorageError, KeyError, OSError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError
+        ):
+            self._database = self._database or open_storage(self.storage)
+            self._study = self._study or optuna.load_study(study_name="chaos", storage=self._database)
+            for trial in self._study.get_trials(deepcopy=False):
+                if is_finished(trial):
+                    self._seen.setdefault(trial.number, (trial.state, trial.value))
+
+    # What can be done to it
+
+    def kill_coordinator(self) -> None:
+        """SIGKILL to one that runs."""
+        running = [process for process in self._coordinators.values() if process.poll() is None]
+        if running:
+            self._random.choice(running).kill()
+
+    def _worker(self) -> psutil.Process | None:
+        """A worker process, of whichever coordinator."""
+        if self.where == "ray":
+            ours = [process for process in psutil.process_iter() if _is_actor(process)]
+            return self._random.choice(ours) if ours else None
+        found = []
+        for process in self._coordinators.values():
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(process.pid).children(recursive=True)
+                found += [child for child in children if _is_worker(child)]
+        return self._random.choice(found) if found else None
+
+    def kill_worker(self) -> None:
+        """SIGKILL, as the kernel's OOM killer sends it."""
+        self._signal_worker(signal.SIGKILL)
+
+    def hang_worker(self) -> None:
+        """SIGSTOP: alive, silent, and holding its pipe open."""
+        self._signal_worker(signal.SIGSTOP)
+
+    def _signal_worker(self, number: signal.Signals) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            worker = self._worker()
+            with contextlib.suppress(psutil.Error):
+                if worker is not None:
+                    worker.send_signal(number)
+                    return
+            time.sleep(SECONDS_BETWEEN_LOOKS)  # the coordinator has just been started
+            self._keep_running(len(self._coordinators))
+
+    def fill_disk(self) -> None:
+        """Leave no room where the database lies, for a while."""
+        threading.Timer(SECONDS_OF_FULL_DISK, fill(self.folder).unlink).start()
+
+    # What must be true at the end
+
+    def _check(self, problems: list[str], *, seconds: float) -> Outcome:
+        assert self._study is not None and self._database is not None, "the study was never there"
+        self._database.engine.dispose()
+        fresh = open_storage(self.storage)  # nothing remembered of what was seen before
+        study = optuna.load_study(study_name="chaos", storage=fresh)
+        trials = study.get_trials(deepcopy=False)
+        finished = [trial for trial in trials if is_finished(trial)]
+        if len(finished) != self.num_trials:
+            problems.append(f"{len(finished)} finished instead of {self.num_trials}")
+        problems += [f"trial {trial.number} is still running" for trial in trials if trial.state == TrialState.RUNNING]
+        lost = [n for n, seen in self._seen.items() if (trials[n].state, trials[n].value) != seen]
+        tries = Counter(
+            (trial.user_attrs.get("retry_of", trial.number), trial.user_attrs.get("attempt", 1)) for trial in finished
+        )
+        num_duplicated = sum(count - 1 for count in (*tries.values(), *Counter(t.number for t in trials).values()))
+        for trial in finished:
+            problems += curve_problems(trial)
+        problems += best_problems(study, finished)
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+        mute = [trial.number for trial in failed if "failure" not in trial.user_attrs]
+        problems += [f"trial {number} failed without a reason" for number in mute]
+        fresh.engine.dispose()
+        return Outcome(
+            where=self.where,
+            seed=self.seed,
+            faults=dict(self._faults),
+            num_finished=len(finished),
+            num_failed=len(failed),
+            num_lost=len(lost),
+            num_duplicated=num_duplicated,
+            problems=problems,
+            seconds=seconds,
+        )
+
+
+def curve_problems(trial: FrozenTrial) -> Iterator[str]:
+    """What is wrong with a stored learning curve: each epoch once, in order, the same as the reported values."""
+    history = trial.user_attrs["history"]
+    epochs = [stats["epoch"] for stats in history]
+    if epochs != list(range(1, len(history) + 1)):
+        yield f"trial {trial.number}: epochs {epochs}"
+    if {stats["epoch"]: stats["val_accuracy"] for stats in history} != trial.intermediate_values:
+        yield f"trial {trial.number}: its curve is not what was reported"
+    if trial.state == TrialState.COMPLETE and len(history) != trial.user_attrs["config"]["train"]["epochs"]:
+        yield f"trial {trial.number}: complete after {len(history)} epochs"
+
+
+def best_problems(study: optuna.Study, finished: list[FrozenTrial]) -> Iterator[str]:
+    """Whether the best trial is the one that the learning curves say."""
+    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
+    highest = max((trial.user_attrs["history"][-1]["val_accuracy"] for trial in complete), default=-math.inf)
+    best = best_trial(study)
+    if best is None or best.value != highest:
+        yield f"the best is {best and best.value}, by the curves {highest}"
+
+
+def _is_actor(process: psutil.Process) -> bool:
+    """Whether a process is a worker in the Ray cluster of this process; there may be other clusters."""
+    with contextlib.suppress(psutil.Error):
+        if "RayWorker" in " ".join(process.cmdline()):
+            return process.environ().get("RAY_AUTH_TOKEN") == os.environ["RAY_AUTH_TOKEN"]
+    return False
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
+    return False
+
+
+# --------------------------------------------------------------------------------------------------------- the places
+
+
+def on_sqlite(folder: Path, *, seed: int, num_trials: int = 60, num_workers: int = 4) -> Outcome:
+    """Workers killed and hung, the coordinator killed, the disk full."""
+    with mounted(folder / "disk", size="24m") as disk:
+        storage = f"sqlite:///{disk}/chaos.db"
+        run = ["--workers", str(num_workers), "--trial-timeout", str(TRIAL_TIMEOUT_SECONDS)]
+        sabotage = Sabotage(disk, where="sqlite", seed=seed, num_trials=num_trials, storage=storage, run=run)
+        plan = {
+            "worker killed": (3, sabotage.kill_worker),
+            "worker hung": (1, sabotage.hang_worker),
+            "coordinator killed": (2, sabotage.kill_coordinator),
+            "disk full": (1, sabotage.fill_disk),
+        }
+        return sabotage.go(plan, num_coordinators=1)
+
+
+def on_postgresql(folder: Path, *, seed: int, num_trials: int = 60, num_workers: int = 2) -> Outcome:
+    """Two coordinators; their workers and themselves killed, the server stopped."""
+    with PostgresServer() as server:
+        run = ["--workers", str(num_workers), "--trial-timeout", str(TRIAL_TIMEOUT_SECONDS)]
+        url = server.new_database()
+        sabotage = Sabotage(folder, where="postgresql", seed=seed, num_trials=num_trials, storage=url, run=run)
+
+        def stop_server() -> None:
+            server.stop("immediate")
+            time.sleep(SECONDS_WITHOUT_SERVER)
+            server.start()
+
+        plan = {
+            "worker killed": (3, sabotage.kill_worker),
+            "worker hung": (1, sabotage.hang_worker),
+            "coordinator killed": (2, sabotage.kill_coordinator),
+            "server stopped": (1, stop_server),
+        }
+        return sabotage.go(plan, num_coordinators=2)
+
+
+def on_ray(folder: Path, *, seed: int, num_trials: int = 60, num_workers: int = 3) -> Outcome:
+    """Workers on three nodes of a cluster: actors killed and hung, the coordinator killed, a node removed."""
+    with cluster() as ray_cluster:
+        nodes = [ray_cluster.add_node(**NODE) for _ in range(num_workers - 1)]
+        run = ["--workers", str(num_workers), "--ray", ray_cluster.address]
+        run += ["--trial-timeout", str(TRIAL_TIMEOUT_SECONDS)]
+        storage = f"sqlite:///{folder}/chaos.db"
+        sabotage = Sabotage(folder, where="ray", seed=seed, num_trials=num_trials, storage=storage, run=run)
+
+        def remove_node() -> None:
+            ray_cluster.remove_node(nodes.pop(), allow_graceful=False)
+            ray_cluster.add_node(**NODE)
+
+        plan = {
+            "worker killed": (2, sabotage.kill_worker),
+            "worker hung": (1, sabotage.hang_worker),
+            "coordinator killed": (1, sabotage.kill_coordinator),
+            "node removed": (1, remove_node),
+        }
+        return sabotage.go(plan, num_coordinators=1)
+
+
+PLACES = {"sqlite": on_sqlite, "postgresql": on_postgresql, "ray": on_ray}
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The outcomes in Markdown: what was done to each run, and what came of it."""
+    kinds = list(dict.fromkeys(kind for outcome in outcomes for kind in sorted(outcome.faults)))
+    heads = ["database", "seed", *kinds, "finished", "failed, tried again", "lost", "duplicated", "seconds"]
+    rows = [
+        [
+            outcome.where,
+            outcome.seed,
+            *(outcome.faults.get(kind, 0) for kind in kinds),
+            outcome.num_finished,
+            outcome.num_failed,
+            outcome.num_lost,
+            outcome.num_duplicated,
+            round(outcome.seconds),
+        ]
+        for outcome in outcomes
+    ]
+    sums = ["all", len(outcomes), *(sum(outcome.faults.get(kind, 0) for outcome in outcomes) for kind in kinds)]
+    sums += [
+        sum(getattr(o, key) for o in outcomes) for key in ("num_finished", "num_failed", "num_lost", "num_duplicated")
+    ]
+    lines = [heads, ["---"] * len(heads), *rows, [*sums, ""]]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def main() -> None:
+    """Run every place with every seed; write the table after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--places", default=",".join(PLACES))
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    outcomes: list[Outcome] = []
+    for seed in range(arguments.seeds):
+        for place in arguments.places.split(","):
+            with tempfile.TemporaryDirectory(prefix="fbsearch-chaos-") as folder:
+                outcome = PLACES[place](Path(folder), seed=seed, num_trials=arguments.trials)
+            outcomes.append(outcome)
+            print(json.dumps(dataclasses.asdict(outcome)), flush=True)
+            arguments.output.write_text(table(outcomes), encoding="utf-8")
+    sys.exit(1 if any(outcome.problems or outcome.num_lost or outcome.num_duplicated for outcome in outcomes) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""A study under sabotage ends whole, in a short form: `tests/chaos.py` runs it at length and writes the table."""
+
+import gc
+from pathlib import Path
+
+import chaos
+import pytest
+
+
+def check(outcome: chaos.Outcome, num_trials: int) -> None:
+    assert outcome.problems == []
+    assert (outcome.num_finished, outcome.num_lost, outcome.num_duplicated) == (num_trials, 0, 0)
+    assert sum(outcome.faults.values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_study_on_sqlite_under_sabotage_ends_whole(tmp_path: Path) -> None:
+    check(chaos.on_sqlite(tmp_path, seed=0, num_trials=16, num_workers=2), 16)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+# The connections of who watches are cut with the server's.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_study_on_postgresql_under_sabotage_ends_whole(tmp_path: Path, postgres: object) -> None:
+    check(chaos.on_postgresql(tmp_path, seed=0, num_trials=16, num_workers=1), 16)
+    gc.collect()
