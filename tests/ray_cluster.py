@@ -23,12 +23,14 @@ def cluster() -> "Iterator[Cluster]":
     folder = tempfile.mkdtemp(prefix="ray-")  # pytest's own folders are too deep for the name of a socket
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Not /tmp/ray, which need not exist and which two clusters would share.
+        patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         from ray.cluster_utils import Cluster
 
-        head = {**NODE, "include_dashboard": False, "temp_dir": folder}
+        head = {**NODE, "include_dashboard": False}
         made = Cluster(initialize_head=True, head_node_args=head)
         try:
             yield made

@@ -73,7 +73,8 @@ def start(tmp_path: Path) -> "Iterator[Callable[[str], subprocess.Popen[str]]]":
     for process in processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        with process:  # closes its pipes
+            pass
 
 
 def owners_of_running(study: optuna.Study) -> list[str]:

@@ -65,7 +65,7 @@ def executor(make: Callable[..., Executor]) -> Iterator[Executor]:
     made.close()
 
 
-def collect(executor: Executor, until: Callable[[Event], bool], seconds: float = 60) -> list[Event]:
+def collect(executor: Executor, until: Callable[[Event], bool], seconds: float = 180) -> list[Event]:
     """Events up to and with the first that satisfies `until`."""
     found: list[Event] = []
     deadline = time.monotonic() + seconds
@@ -194,7 +194,9 @@ def test_processes_a_worker_that_never_becomes_ready_is_given_up_after_three_sta
 def test_processes_a_worker_that_is_stopped_can_be_ended_even_while_it_starts() -> None:
     executor = make_processes()
     executor.start()
-    (worker,) = worker_processes()
+    while not (found := worker_processes()):  # until it has its command line
+        time.sleep(0.01)
+    (worker,) = found
     worker.suspend()
     executor.kill(0, reason="no sign of life")
     died = collect(executor, lambda e: isinstance(e, WorkerDied))[-1]

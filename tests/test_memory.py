@@ -23,7 +23,9 @@ NUM_CLASSES = 10
 
 
 def make_trial(model: ModelConfig, **values: object) -> TrialConfig:
-    return TrialConfig(data=DataConfig(), model=model, train=TrainConfig(epochs=1, **values))
+    return TrialConfig(
+        data=DataConfig(), model=model, train=TrainConfig(**{"epochs": 1, "precision": "fp32", **values})
+    )
 
 
 def make_data(*, in_channels: int, image_size: int, num_train: int, num_val: int) -> Dataset:

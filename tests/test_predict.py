@@ -34,7 +34,7 @@ def folder(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=ModelConfig(
             fractal_levels=(2, 1), base_channels=8, stem="conv3", pattern_resolution=8, drop_path="global"
         ),
-        train=TrainConfig(epochs=6, learning_rate=0.005, batch_size=32),
+        train=TrainConfig(epochs=6, learning_rate=0.005, batch_size=32, precision="fp32"),
         study="digits", keep_validation=True, class_names=digits.info.class_names,
         mean=tuple(digits.mean_C.tolist()), std=tuple(digits.std_C.tolist()),
     )  # fmt: skip

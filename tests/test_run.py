@@ -1,5 +1,6 @@
 """`fbsearch run` as its users run it: real processes, real images, SIGKILL and Ctrl-C at any moment."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,17 @@ def fbsearch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=250, check=False)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@contextlib.contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a session of its own, as a terminal has it; it is killed at the end of the block."""
+    with subprocess.Popen(
+        command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def states(folder: Path, name: str) -> list[TrialState]:
@@ -114,39 +123,30 @@ def test_run_killed_at_any_moment_ends_with_exactly_n(folder: Path) -> None:
     rng = random.Random(0)
     moments = [1.0, 3.5] + [rng.uniform(4, 9) for _ in range(2)]  # before the workers are ready, and then anywhere
     for seconds in moments:
-        process = start(folder, "run", "small.yaml", "--trials", "60", "--workers", "2")
-        time.sleep(seconds)
-        children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-        process.kill()
-        process.communicate()
+        with started(folder, "run", "small.yaml", "--trials", "240", "--workers", "2") as process:
+            time.sleep(seconds)
+            children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         wait_until_gone(children, 5)
     finished = states(folder, "small").count(TrialState.COMPLETE) + states(folder, "small").count(TrialState.PRUNED)
-    assert finished < 60, "the search ended before it could be killed"
-    ended = fbsearch(folder, "run", "small.yaml", "--trials", "60", "--workers", "2", "--json")
+    assert finished < 240, "the search ended before it could be killed"
+    ended = fbsearch(folder, "run", "small.yaml", "--trials", "240", "--workers", "2", "--json")
     assert ended.returncode == 0, ended.stderr
     found = states(folder, "small")
-    assert found.count(TrialState.COMPLETE) + found.count(TrialState.PRUNED) == 60
+    assert found.count(TrialState.COMPLETE) + found.count(TrialState.PRUNED) == 240
     assert found.count(TrialState.RUNNING) == 0 and found.count(TrialState.WAITING) == 0
     assert last_json(ended.stdout)["num_failed"] == 0, "an interrupted trial is not a failed one"
 
 
 def test_run_ctrl_c_puts_back_says_so_and_goes_on(folder: Path) -> None:
     (folder / "long.yaml").write_text(SMALL.replace("epochs: 3", "epochs: 4000") + "search: {pruner: none}\n")
-    process = subprocess.Popen(
-        command("run", "long.yaml", "--trials", "4", "--workers", "2"),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
     database = folder / "studies" / "fbsearch.db"
-    deadline = time.monotonic() + 60
-    while not (database.exists() and process.poll() is None and TrialState.RUNNING in read_states(folder, "small")):
-        assert time.monotonic() < deadline, "no trial was started"
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the coordinator and all workers
-    output, _ = process.communicate(timeout=30)
+    with started(folder, "run", "long.yaml", "--trials", "4", "--workers", "2") as process:
+        deadline = time.monotonic() + 120
+        while not (database.exists() and process.poll() is None and TrialState.RUNNING in read_states(folder, "small")):
+            assert time.monotonic() < deadline, "no trial was started"
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the coordinator and all workers
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert "interrupted at 0 of 4 trials" in output and "the same command goes on" in output
     assert "Traceback" not in output
@@ -162,17 +162,13 @@ def read_states(folder: Path, name: str) -> list[TrialState]:
 
 
 def test_run_a_second_coordinator_on_the_same_study_is_refused(folder: Path) -> None:
-    first = start(folder, "run", "small.yaml", "--trials", "500", "--workers", "1")
-    try:
+    with started(folder, "run", "small.yaml", "--trials", "500", "--workers", "1"):
         deadline = time.monotonic() + 60
         while not list((folder / "studies").glob("*.lock")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(0.5)
         second = fbsearch(folder, "run", "small.yaml", "--trials", "5", "--workers", "1")
-    finally:
-        first.kill()
-        first.communicate()
     assert second.returncode == 1
     assert (
         second.stderr.startswith("error:") and "another `fbsearch run`" in second.stderr and "--name" in second.stderr

@@ -31,7 +31,7 @@ def digits() -> Dataset:
 def make_config(*, seed: int = 0, augment: dict[str, Any] | None = None, **settings: Any) -> TrialConfig:
     model = ModelConfig(fractal_levels=(1, 1), base_channels=8, stem="conv3", pattern_resolution=8)
     data = DataConfig.model_validate(DATA.model_dump() | {"augment": augment or {}})
-    values = {"epochs": 3, "batch_size": 32, "learning_rate": 0.01} | settings
+    values = {"epochs": 3, "batch_size": 32, "learning_rate": 0.01, "precision": "fp32"} | settings
     return TrialConfig(data=data, model=model, train=TrainConfig(**values), seed=seed)
 
 
