@@ -47,11 +47,12 @@ class Baselines:
     settings: Settings
     recipe: Recipe
     _: KW_ONLY
+    names: Sequence[str] = BASELINES
     load: Loader
     view: View
 
     def train(self) -> list[Outcome]:
-        """Train every baseline. What the user can mend is raised as in `retrain`."""
+        """Train the named baselines in the order of BASELINES. What the user can mend is raised as in `retrain`."""
         plans: dict[str, Callable[[], tuple[list[Run], str]]] = {
             "fractalnet": lambda: self._plan_net("fractalnet"),
             "resnet18": lambda: self._plan_net("resnet18"),
@@ -59,7 +60,7 @@ class Baselines:
             "medium": lambda: self._plan_size("medium"),
             "random_search": self._plan_random_search,
         }
-        return [self._train(name, plans[name]) for name in BASELINES]
+        return [self._train(name, plans[name]) for name in BASELINES if name in self.names]
 
     def _train(self, name: str, plan: Callable[[], tuple[list[Run], str]]) -> Outcome:
         try:

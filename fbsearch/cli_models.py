@@ -24,6 +24,16 @@ class BaselineRecipe(StrEnum):
     PAPER = "paper"
 
 
+class BaselineName(StrEnum):
+    """What can be trained beside the search's result: `baselines.BASELINES`, which would load torch here."""
+
+    FRACTALNET = "fractalnet"
+    RESNET18 = "resnet18"
+    SMALL = "small"
+    MEDIUM = "medium"
+    RANDOM_SEARCH = "random_search"
+
+
 class ModelFormat(StrEnum):
     """What `export-model` writes."""
 
@@ -52,6 +62,10 @@ def train(
         bool,
         typer.Option("--baselines", help="Also train FractalNet, ResNet-18, small, medium, a random search; compare."),
     ] = False,
+    baseline: Annotated[
+        list[BaselineName] | None,
+        typer.Option(help="One of these instead of all, where all would take too long. Can be repeated."),
+    ] = None,
     baseline_recipe: Annotated[
         BaselineRecipe, typer.Option(help="How FractalNet is trained: same, as rank 1 | paper, 400 epochs of its own.")
     ] = BaselineRecipe.SAME,
@@ -88,17 +102,20 @@ def train(
     for config in exported.configs if untrusted else ():
         check_paths(best, data=config.data, train=config.train)
     configs = runs.choose_configs(exported, best, rank=rank, top=top)
+    names = list(BaselineName) if baselines else baseline or []
     planned = runs.plan_runs(exported, configs, settings)
     device = distributed.own_device(device)
     try:
         with distributed.join(device) as team, View(Console(stderr=as_json, quiet=not team.leads)) as view:
             load = Loader(device, say=view.say)
             winners = retrain(planned, load=load, view=view, team=team)
-            if baselines and team.leads:
+            if names and team.leads:
                 from fbsearch.baselines import Baselines, Recipe
 
                 recipe = Recipe(baseline_recipe)
-                outcomes = Baselines(exported, best, configs[0], settings, recipe, load=load, view=view).train()
+                outcomes = Baselines(
+                    exported, best, configs[0], settings, recipe, names=names, load=load, view=view
+                ).train()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -110,7 +127,7 @@ def train(
     content: dict[str, Any] = {"study": exported.study, "folder": str(folder), "configs": rows}
     if not as_json:
         results.print_summary(console, rows)
-    if baselines:
+    if names:
         from fbsearch import comparison
 
         content["comparison"] = comparison.compare(winners, outcomes, recipe=baseline_recipe)

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from fbsearch import baselines as room
 from fbsearch.baselines import BASELINES, Baselines, Recipe, fit_size, paper_recipe, untuned
+from fbsearch.cli_models import BaselineName
 from fbsearch.config import DataConfig, ModelConfig, TrainConfig
 from fbsearch.errors import ConfigError, TrialError
 from fbsearch.model import SIZES
@@ -215,3 +218,42 @@ def test_train_with_baselines_compares_all_and_trains_nothing_twice(fbsearch: Fb
     code, output, _ = fbsearch(*arguments, "--epochs", 1)
     assert code == 0 and "vs rank 1" in output and "Welch's t" in output
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_train_of_named_baselines_killed_goes_on_after_the_last_epoch(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    (tmp_path / "best.yaml").write_text(dump_export(make_export(epochs=12)))
+    arguments = [
+        "train",
+        "best.yaml",
+        "--seeds",
+        "1",
+        "--device",
+        "cpu",
+        "--baseline",
+        "small",
+        "--baseline",
+        "resnet18",
+    ]
+    folder = tmp_path / "reports" / "digits" / "baseline-resnet18" / "seed-5"
+
+    def num_epochs() -> int:
+        return len((folder / "metrics.csv").read_text().splitlines()) - 1 if (folder / "metrics.csv").exists() else 0
+
+    with subprocess.Popen([sys.executable, "-m", "fbsearch", *arguments], cwd=tmp_path) as process:
+        deadline = time.monotonic() + 120
+        while num_epochs() < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+    done = num_epochs()
+    assert 2 <= done < 12 and not (folder / "result.json").exists()
+    code, output, errors = fbsearch(*arguments, "--json")
+    assert code == 0, errors
+    # The state is written before the row, and may be an epoch ahead of it.
+    assert f"going on after epoch {done}\n" in errors or f"going on after epoch {done + 1}\n" in errors
+    assert num_epochs() == 12
+    assert [row["name"] for row in json.loads(output)["comparison"]["rows"]] == ["rank 1", "resnet18", "small"]
+
+
+def test_every_baseline_has_a_name_on_the_command_line() -> None:
+    assert tuple(BaselineName) == BASELINES
