@@ -3,7 +3,6 @@
 Knows nothing of searches. The test split is not even loaded.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from fbsearch.attention import spread
 from fbsearch.config import TrialConfig
 from fbsearch.data import Dataset, load_dataset
 from fbsearch.errors import ConfigError
+from fbsearch.files import file_name
 from fbsearch.model import FractalBrainNet
 from fbsearch.study_file import Export, ExportedConfig, load_export
 from fbsearch.train import choose_device, evaluate, train
@@ -51,7 +51,7 @@ def analyze_export(
     """
     export = load_export(file)
     config = _pick(export, rank, file=file)
-    folder = output or Path("reports") / _folder_name(export.study) / "analysis"
+    folder = output or Path("reports") / file_name(export.study) / "analysis"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,11 +90,6 @@ def _pick(export: Export, rank: int, *, file: Path) -> ExportedConfig:
             return config
     ranks = ", ".join(str(config.rank) for config in export.configs)
     raise ConfigError(f"--rank {rank}: {file} has no such rank; it has: {ranks}")
-
-
-def _folder_name(study: str) -> str:
-    """A study's name as one folder's: no separators, no leading dots."""
-    return re.sub(r"[^\w.-]+", "_", study).lstrip(".") or "study"
 
 
 def _build(config: ExportedConfig, data: Dataset) -> FractalBrainNet:

@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import io
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -23,16 +22,16 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
 import safetensors.torch
 import torch
-import yaml
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fbsearch.blocks import AdaptiveScaleProcessor
 from fbsearch.errors import ConfigError, StorageError
+from fbsearch.files import write_whole
 from fbsearch.fused import fold_convolutions
 from fbsearch.model import FractalBrainNet
-from fbsearch.study_file import Export, ExportedConfig, load_export, read_yaml
+from fbsearch.study_file import Export, ExportedConfig, load_export, read_yaml, to_yaml
 
 MODEL_FORMAT: Final = "fbsearch-model/1"
 STATE_FORMAT = "fbsearch-training/1"
@@ -96,14 +95,7 @@ def save_model(folder: Path, net: FractalBrainNet, card: ModelCard) -> None:
 def dump_card(card: ModelCard) -> str:
     """The text of a `model.yaml`."""
     content = {"format": card.format, "study": card.study} | card.model_dump(mode="json")
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Keys below each other, lists on one line."""
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = True) -> yaml.SequenceNode:
-        return super().represent_sequence(tag, sequence, flow_style=flow_style)
+    return to_yaml(content)
 
 
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> TrainedModel:
@@ -218,17 +210,8 @@ def load_state(path: Path, *, keys: Collection[str]) -> dict[str, Any]:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all. StorageError if it cannot be written; what stood there before is then whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written: {error.strerror}. What was there before is whole; once that is mended, the "

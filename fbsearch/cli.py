@@ -197,9 +197,10 @@ def export(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Write the best configurations to YAML, or all trials to CSV or JSON."""
+    from fbsearch.files import write_whole
     from fbsearch.storage import storage_errors
     from fbsearch.study_export import export_best, trial_table
-    from fbsearch.study_file import dump_export, write_text
+    from fbsearch.study_file import dump_export
 
     study = open_study(storage, name)
     with storage_errors(storage):
@@ -212,7 +213,7 @@ def export(
             text = table.to_csv(index=False) if as_csv else table.to_json(orient="records", date_format="iso", indent=1)
             what = f"{len(table)} trials"
     try:
-        write_text(output, text)
+        write_whole(output, text)
     except OSError as error:
         raise StorageError(f"{output}: cannot be written: {error.strerror}") from None
     print(f"{output}: {what} of the study {study.study_name!r}")
@@ -251,12 +252,13 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented study file with all defaults."""
-    from fbsearch.study_file import StudyConfig, render_study, write_text
+    from fbsearch.files import write_whole
+    from fbsearch.study_file import StudyConfig, render_study
 
     if file.exists() and not force:
         raise ConfigError(f"{file}: is there already; --force writes over it")
     try:
-        write_text(file, render_study(StudyConfig()))
+        write_whole(file, render_study(StudyConfig()))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written: {error.strerror}") from None
     print(f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`")

@@ -24,14 +24,14 @@ from markupsafe import Markup
 from fbsearch import effects, figures, sections
 from fbsearch.axes import template
 from fbsearch.errors import StorageError
+from fbsearch.files import file_name, write_whole
 from fbsearch.findings import importances, parameters, ranked, short
 from fbsearch.retrained import Retrained, plot_comparison, plot_trainings, read_retrained
-from fbsearch.sections import count, duration, file_name, percent
+from fbsearch.sections import count, duration, percent
 from fbsearch.space import LEVELS
 from fbsearch.storage import read_trials
 from fbsearch.study import best_trials
 from fbsearch.study_export import listed_trials, trial_table
-from fbsearch.study_file import write_text
 from fbsearch.timeline import timeline
 from fbsearch.winner import attention_picture, winner_masks
 
@@ -112,7 +112,7 @@ def write_report(
         say(line)
     page = render(study, frame, retrained, top=top, analysis=folder / "analysis")
     try:
-        write_text(path, page)
+        write_whole(path, page)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror}; --output names another") from None
     return path

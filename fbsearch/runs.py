@@ -4,7 +4,6 @@ Must not know how a run is trained (`retrain`) or shown (`progress`), nor what b
 """
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fbsearch.checkpoint import build_net, choose_config
 from fbsearch.config import TrainConfig, TrialConfig
 from fbsearch.cost import Cost, measure_net
 from fbsearch.errors import ConfigError
+from fbsearch.files import file_name
 from fbsearch.study_file import Export, ExportedConfig
 
 
@@ -129,8 +129,8 @@ def plan_seeds(
 
 
 def study_folder(output: Path, study: str) -> Path:
-    """Where the results of a study lie: its name without separators and leading dots."""
-    return output / (re.sub(r"[^\w.-]+", "_", study).lstrip(".") or "study")
+    """Where the results of a study lie."""
+    return output / file_name(study)
 
 
 def train_config(config: TrainConfig, settings: Settings, *, label: str) -> TrainConfig:

@@ -5,7 +5,6 @@ Takes the frame that `report.trials_frame` makes; gives plain values and plain t
 
 import base64
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from fbsearch import figures
 from fbsearch.errors import StorageError
+from fbsearch.files import file_name
 from fbsearch.findings import (
     labels,
     parameters,
@@ -223,11 +223,6 @@ def conditions(study: optuna.Study, frame: pd.DataFrame, dataset: dict[str, Any]
     }
     rows |= {name: ", ".join(sorted(found)) for name, found in versions.items()}
     return {name: value for name, value in rows.items() if value}
-
-
-def file_name(study: str) -> str:
-    """A study's name as a file's: no separators, no leading dots."""
-    return re.sub(r"[^\w.-]+", "_", study).lstrip(".") or "study"
 
 
 def percent(share: float) -> str:

@@ -7,7 +7,6 @@ import torch or optuna.
 import contextlib
 import datetime
 import difflib
-import os
 import re
 import typing
 from collections.abc import Iterator
@@ -308,6 +307,11 @@ def dump_export(export: Export) -> str:
     if export.search is not None:
         space = {name: _set_keys(dimension) for name, dimension in export.search.space.items()}
         content["search"] = export.search.model_dump(mode="json") | {"space": space}
+    return to_yaml(content)
+
+
+def to_yaml(content: dict[str, Any]) -> str:
+    """YAML for people: keys in the given order, below each other; a list of plain values on one line."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -324,17 +328,3 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(datetime.datetime, _Dumper.represent_datetime)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a new file beside it, flushed, then renamed over it. OSError if it cannot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

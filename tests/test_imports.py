@@ -12,6 +12,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "fbsearch"
 FLOORS = {
     "errors": 0,
+    "files": 0,
     "provenance": 1,
     "config": 1,
     "interruption": 1,

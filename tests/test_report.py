@@ -20,7 +20,8 @@ from PIL import Image
 
 from fbsearch.cli import main
 from fbsearch.errors import StorageError
-from fbsearch.report import file_name, trials_frame, write_report, write_static
+from fbsearch.files import file_name
+from fbsearch.report import trials_frame, write_report, write_static
 from fbsearch.study import create_study, fail, put_back
 from fbsearch.study_export import trial_table
 from fbsearch.study_file import StudyConfig, load_export

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config import FractalPatternType, TrialConfig
 from fbsearch.errors import ConfigError, StorageError
+from fbsearch.files import write_whole
 from fbsearch.outcomes import is_duplicate, is_finished, is_infeasible, tell_duplicate, tell_infeasible
 from fbsearch.space import choice_label, grid_points
 from fbsearch.storage import open_storage
@@ -34,7 +35,7 @@ from fbsearch.study import (
     trial_config,
 )
 from fbsearch.study_export import export_best, trial_table
-from fbsearch.study_file import SearchConfig, StudyConfig, dump_export, load_export, write_text
+from fbsearch.study_file import SearchConfig, StudyConfig, dump_export, load_export
 
 CONFIG = StudyConfig()
 GRID = StudyConfig.model_validate(
@@ -623,7 +624,7 @@ def test_export_best_is_whole_and_in_order(study: optuna.Study, tmp_path: Any) -
         )  # fmt: skip
         assert (exported.num_classes, exported.in_channels, exported.image_size) == (10, 1, 8)
     path = tmp_path / "best.yaml"
-    write_text(path, dump_export(export))
+    write_whole(path, dump_export(export))
     assert load_export(path) == export.model_copy(update={"exported": export.exported.replace(microsecond=0)})
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from fbsearch.config import DataConfig, ModelConfig, Strict, TrainConfig
 from fbsearch.errors import ConfigError
+from fbsearch.files import write_whole
 from fbsearch.study_file import (
     Export,
     ExportedConfig,
@@ -22,7 +23,6 @@ from fbsearch.study_file import (
     load_study,
     read_yaml,
     render_study,
-    write_text,
 )
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
@@ -408,7 +408,7 @@ def make_export() -> Export:
 
 def test_export_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "best.yaml"
-    write_text(path, dump_export(make_export()))
+    write_whole(path, dump_export(make_export()))
     assert load_export(path) == load_export(str(path)) == make_export()
 
 
@@ -418,7 +418,7 @@ def test_export_with_what_was_searched_survives_its_file(tmp_path: Path) -> None
     search = Searched(model=config.model, train=config.train, space=config.space, compute=compute)
     export = make_export().model_copy(update={"search": search})
     path = tmp_path / "best.yaml"
-    write_text(path, dump_export(export))
+    write_whole(path, dump_export(export))
     assert load_export(path) == export
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert list(content)[-1] == "search" and content["search"]["compute"]["train_flops"] == 3 * 10**15
@@ -495,33 +495,33 @@ def test_load_export_unknown_key_names_what_is_allowed(
 # Writing.
 
 
-def test_write_text_makes_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
+def test_write_whole_makes_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "best.yaml"
-    write_text(path, "old")
-    write_text(path, "größer")
+    write_whole(path, "old")
+    write_whole(path, "größer")
     assert path.read_text(encoding="utf-8") == "größer"
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_write_text_that_fails_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_write_whole_that_fails_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "best.yaml"
-    write_text(path, "old")
+    write_whole(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_text(path, "new" * 10_000 + "\ud800")
+        write_whole(path, "new" * 10_000 + "\ud800")
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_text_over_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_write_whole_over_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "best.yaml"
     path.mkdir()
     with pytest.raises(IsADirectoryError):
-        write_text(path, "new")
+        write_whole(path, "new")
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_text_file_can_be_read_as_any_other(tmp_path: Path) -> None:
-    write_text(tmp_path / "best.yaml", "text")
+def test_write_whole_file_can_be_read_as_any_other(tmp_path: Path) -> None:
+    write_whole(tmp_path / "best.yaml", "text")
     (tmp_path / "other").write_text("text")
     assert (tmp_path / "best.yaml").stat().st_mode == (tmp_path / "other").stat().st_mode
 
