@@ -153,8 +153,13 @@ def places_of(frame: pd.DataFrame, name: str, *, jitter: float = 0.0) -> tuple["
     if scale(frame, name) == "choices":
         names = choices(values)
         spread = jitter * (2 * ((frame["trial"] * 0.618034) % 1) - 1)
-        axis = {"tickvals": list(range(len(names))), "ticktext": [html.escape(text) for text in names]}
-        axis["tickangle"] = 0 if sum(map(len, names)) <= 30 else -35
+        axis: dict[str, Any] = {
+            "tickvals": list(range(len(names))), "ticktext": [html.escape(text) for text in names],
+        }  # fmt: skip
+        # Level, aslant, or upright and small: many names must not lie on each other on a phone.
+        axis["tickangle"] = 0 if sum(map(len, names)) <= 30 else -35 if len(names) <= 8 else -90
+        if len(names) > 8:
+            axis["tickfont"] = {"size": 10}
         return labels(values).map(names.index) + spread, axis | {"range": [-0.6, len(names) - 0.4]}
     numbers = values.astype(float)
     if scale(frame, name) == "linear":
