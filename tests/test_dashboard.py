@@ -358,14 +358,17 @@ def test_dashboard_open_while_a_search_runs_does_not_disturb_it(tmp_path: Path) 
         "name": "live",
         "data": {"limit": 100},
         "model": {"base_channels": 4, "pattern_resolution": 8, "fractal_levels": [1]},
-        "train": {"epochs": 60},
+        "train": {"epochs": 20},
         "space": {"train.learning_rate": {"low": 0.003, "high": 0.05, "log": True}},
         "search": {"pruner": "none"},
     }
     (tmp_path / "live.yaml").write_text(json.dumps(small))
-    run = [sys.executable, "-m", "fbsearch", "run", "live.yaml", "--trials", "8", "--workers", "1", "--storage", url]
-    with dashboard(url, tmp_path) as base:
-        search = subprocess.Popen([*run, "--device", "cpu"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    # Two workers have a thread each: one would have two, which wait for each other where other programs run.
+    run = [sys.executable, "-m", "fbsearch", "run", "live.yaml", "--trials", "8", "--workers", "2", "--storage", url]
+    with (
+        dashboard(url, tmp_path) as base,
+        subprocess.Popen([*run, "--device", "cpu"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as search,
+    ):
         seen = set()
         while search.poll() is None:
             status, _, body = ask(f"{base}/api/studies/1")

@@ -69,7 +69,7 @@ def test_untrusted_study_file_with_a_path_that_leaves_is_refused(here: Path, com
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_storage_password_is_in_no_message_and_no_traceback(debug: list[str]) -> None:
-    for command in (["status"], ["run", "--trials", "1", "--workers", "1", "--device", "cpu"]):
+    for command in (["status"], ["run", "--trials", "1", "--workers", "2", "--device", "cpu"]):
         found = fbsearch(*debug, *command, FBSEARCH_STORAGE=SERVER)
         assert found.returncode == 1 and "cannot be reached" in found.stderr
         assert ("Traceback" in found.stderr) == bool(debug)
@@ -85,7 +85,7 @@ def test_storage_password_as_an_argument_is_said_to_be_seen() -> None:
 def test_storage_password_reaches_no_worker_database_or_output(tmp_path: Path) -> None:
     # SQLite ignores a query that it does not know, so that a real search runs on a URL with a password.
     file = tmp_path / "s.db"
-    command = [sys.executable, "-m", "fbsearch", "run", "--trials", "1", "--workers", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "fbsearch", "run", "--trials", "1", "--workers", "2", "--device", "cpu"]
     environment = os.environ | {"FBSEARCH_STORAGE": f"sqlite:///{file}?password={SECRET}"}
     seen = 0
     with (tmp_path / "output").open("w+") as output:
