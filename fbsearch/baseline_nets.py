@@ -1,14 +1,13 @@
 """Networks to compare with, by name: FractalNet and torchvision's ResNet-18. Must not know how they are trained."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn
 
 from fbsearch.fractalnet import CHANNELS, NUM_COLUMNS, FractalNet, count_blocks
 
 NetName = Literal["fractalnet", "resnet18"]
-NET_NAMES: tuple[NetName, ...] = get_args(NetName)
 
 
 def build_baseline_net(name: NetName, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:

@@ -1,14 +1,16 @@
 """The networks to compare with: what they take and give, and what they weigh."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
-from fbsearch.baseline_nets import NET_NAMES, NetName, build_baseline_net, describe_net
+from fbsearch.baseline_nets import NetName, build_baseline_net, describe_net
 from fbsearch.cost import measure_net
 
 
-@pytest.mark.parametrize("name", NET_NAMES)
+@pytest.mark.parametrize("name", get_args(NetName))
 @pytest.mark.parametrize(("image_size", "in_channels"), [(8, 1), (32, 3)])
 def test_baseline_net_maps_images_to_logits(name: NetName, image_size: int, in_channels: int) -> None:
     net = build_baseline_net(name, num_classes=7, in_channels=in_channels, image_size=image_size).eval()

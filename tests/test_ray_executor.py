@@ -155,7 +155,7 @@ def test_ray_a_lost_node_costs_its_running_trials_and_a_new_one_is_used(
     state = Coordinator(study, config, executor, num_trials=100_000, show=saboteur).run()
     for node in set(ray_cluster.worker_nodes):
         ray_cluster.remove_node(node)
-    # On a machine that is overloaded a node can fall silent by itself, and is lost, too.
+    # Two at least: where a machine is overloaded a third worker may not answer in time, and is taken for lost, too.
     assert state.end == "finished" and len(saboteur.back) >= 2
     assert len(saboteur.lost) >= 2 and {died.kind for died in saboteur.lost} == {"node_lost"}
     trials = study.get_trials()
