@@ -1,9 +1,15 @@
-"""Which code made a result: versions and commit, stored with every trial."""
+"""Which code and which data made a result: versions and commit of each trial, a study's data."""
 
+import dataclasses
 import functools
 import importlib.metadata
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
+
+from fbsearch.errors import ConfigError
+from fbsearch.events import DatasetInfo
 
 
 def coordinator_versions() -> dict[str, str]:
@@ -27,3 +33,15 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None  # no git here, or a checkout without a commit
     return commit.stdout.strip()
+
+
+def check_same_data(name: str, stored: dict[str, Any] | None, dataset: DatasetInfo) -> None:
+    """ConfigError where the trials of the study `name` were trained on other data (`stored`) than there are now."""
+    now = json.loads(json.dumps(dataclasses.asdict(dataset)))  # as the database gives it back: lists, not tuples
+    if stored is None or stored == now:
+        return
+    changed = ", ".join(f"{key} {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key])
+    raise ConfigError(
+        f"the data of the study {name!r} have changed since its trials were run ({changed}): their results cannot be "
+        "compared; --name NAME starts a new study"
+    )

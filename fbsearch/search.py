@@ -6,7 +6,6 @@ Knows nothing of torch and nothing of the screen; who wants to look is called wi
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +16,11 @@ from optuna.trial import TrialState
 
 from fbsearch.config import TrialConfig
 from fbsearch.cooperation import Alone, Crew
-from fbsearch.errors import ConfigError, SearchError, StorageError
+from fbsearch.errors import SearchError, StorageError
 from fbsearch.events import (
     OVER_LIMITS,
     CannotStart,
     Epoch,
-    EpochStats,
     Event,
     Failed,
     Finished,
@@ -39,7 +37,7 @@ from fbsearch.interruption import Interruption
 from fbsearch.outcomes import limits_error, set_constraints, tell_infeasible
 from fbsearch.patience import while_away
 from fbsearch.proposals import SURE_FAILURES, Proposals, Unusable
-from fbsearch.provenance import coordinator_versions, git_commit
+from fbsearch.provenance import check_same_data, coordinator_versions, git_commit
 from fbsearch.search_state import RunningTrial, SearchState
 from fbsearch.silence import Silence
 from fbsearch.storage import describe_process, explain, storage_errors
@@ -294,11 +292,9 @@ class Coordinator:
             case Started() if running is not None:
                 self._started(running, event)
             case Epoch() if running is not None:
-                if event.execution is not None:
-                    running.trial.set_user_attr("execution", dataclasses.asdict(event.execution))
-                self._epoch(running, event.stats)
+                self._epoch(running, event)
             case Finished() if running is not None:
-                self._store_history(running)
+                running.store_history()
                 self._store_attention(running, event)
                 self._tell(running, TrialState.COMPLETE, value=event.value)
                 self._free(event.worker)
@@ -332,7 +328,8 @@ class Coordinator:
         if self.state.dataset is None:
             self.state.dataset = event.dataset
             with self._crew.turn():
-                self._check_dataset()
+                if self.state.num_finished or self._crew.num_others():
+                    check_same_data(self.config.name, self.study.user_attrs.get("dataset"), event.dataset)
                 self.study.set_user_attr("dataset", dataclasses.asdict(event.dataset))
             self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
             # Start-up is behind us: what is left is estimated from trials alone.
@@ -341,17 +338,6 @@ class Coordinator:
         self.state.notice = ""
         self._idle.append(event.worker)
 
-    def _check_dataset(self) -> None:
-        """Refuse to go on with a study whose finished trials were trained on other data."""
-        stored = self.study.user_attrs.get("dataset")
-        now = json.loads(json.dumps(dataclasses.asdict(self.state.dataset)))  # type: ignore[arg-type]
-        if (self.state.num_finished or self._crew.num_others()) and stored is not None and stored != now:
-            changed = ", ".join(f"{key} {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key])
-            raise ConfigError(
-                f"the data of the study {self.config.name!r} have changed since its trials were run ({changed}): their "
-                "results cannot be compared; --name NAME starts a new study"
-            )
-
     def _free(self, worker: int) -> None:
         self.state.running.pop(worker, None)
         self._busy.discard(worker)
@@ -359,17 +345,7 @@ class Coordinator:
         self._idle = [other for other in self._idle if other != worker] + [worker]
 
     def _started(self, running: RunningTrial, event: Started) -> None:
-        attributes = {
-            "num_parameters": event.num_parameters,
-            "flops": event.flops,
-            "device": self.state.devices[event.worker],
-            "worker": event.worker,
-            "environment": self._environment,
-        }
-        if event.memory_mib is not None:
-            attributes["memory_mib"] = event.memory_mib
-        for key, value in attributes.items():
-            running.trial.set_user_attr(key, value)
+        running.store_start(event, device=self.state.devices[event.worker], environment=self._environment)
         excess = running.config.limits.excess(event.costs)
         set_constraints(self.study, running.trial, excess)
         if max(excess.values(), default=0) > 0:
@@ -386,18 +362,13 @@ class Coordinator:
         if len(costs) >= MAX_INFEASIBLE_IN_A_ROW and self.config.search.sampler != "grid":
             raise limits_error(running.config.limits, costs)
 
-    def _epoch(self, running: RunningTrial, stats: EpochStats) -> None:
-        running.history.append(stats)
-        running.trial.report(stats.val_accuracy, step=stats.epoch)
-        if stats.epoch < running.config.train.epochs and running.trial.should_prune():
-            self._store_history(running)
+    def _epoch(self, running: RunningTrial, event: Epoch) -> None:
+        running.store_epoch(event)
+        if event.stats.epoch < running.config.train.epochs and running.trial.should_prune():
+            running.store_history()
             self._tell(running, TrialState.PRUNED)
             del self.state.running[running.worker]
             self.executor.stop_trial(running.worker)
-
-    def _store_history(self, running: RunningTrial) -> None:
-        running.trial.set_user_attr("history", [dataclasses.asdict(stats) for stats in running.history])
-        running.trial.set_user_attr("seconds", time.monotonic() - running.handed_out)
 
     def _store_attention(self, running: RunningTrial, event: Finished) -> None:
         """Keep the maps of the best at this moment only: of all trials they would be most of the database."""
