@@ -32,14 +32,20 @@ LOCK = (
 
 
 @contextlib.contextmanager
-def patient_study(url: str, *, patience: float = 60) -> Iterator[optuna.Study]:
+def patient_storage(url: str, *, patience: float = 60) -> Iterator[PatientStorage]:
     storage = open_storage(url, create=True, patient=True)
     assert isinstance(storage, PatientStorage)
     storage.patience = patience
     try:
-        yield optuna.create_study(study_name="s", storage=storage, direction="maximize", load_if_exists=True)
+        yield storage
     finally:
         storage.engine.dispose()
+
+
+@contextlib.contextmanager
+def patient_study(url: str, *, patience: float = 60) -> Iterator[optuna.Study]:
+    with patient_storage(url, patience=patience) as storage:
+        yield optuna.create_study(study_name="s", storage=storage, direction="maximize", load_if_exists=True)
 
 
 def run_trial(study: optuna.Study, value: float) -> None:

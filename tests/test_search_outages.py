@@ -11,13 +11,12 @@ import pytest
 from optuna.trial import TrialState
 from postgres_server import PostgresServer
 from small_disk import fill, mounted
-from test_patience import locked_for
+from test_patience import locked_for, patient_storage
 
 from fbsearch.errors import StorageError
 from fbsearch.events import Epoch, Event
 from fbsearch.executors import Executor, InProcessExecutor, ProcessExecutor
 from fbsearch.outcomes import is_finished
-from fbsearch.patience import PatientStorage
 from fbsearch.search import Coordinator
 from fbsearch.search_state import SearchState
 from fbsearch.storage import open_storage, storage_errors
@@ -39,13 +38,8 @@ CONFIG = StudyConfig.model_validate(
 
 @contextlib.contextmanager
 def patient_study(url: str, *, patience: float = 60) -> Iterator[optuna.Study]:
-    storage = open_storage(url, create=True, patient=True)
-    assert isinstance(storage, PatientStorage)
-    storage.patience = patience
-    try:
+    with patient_storage(url, patience=patience) as storage:
         yield create_study(storage, CONFIG)
-    finally:
-        storage.engine.dispose()
 
 
 def in_process() -> Executor:
