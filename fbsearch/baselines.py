@@ -1,8 +1,9 @@
 """Trains what a search's result is compared with, on the same data, with the same trainer and seeds.
 
 `fractalnet` and `resnet18` are other networks, trained as rank 1 is (or FractalNet by its paper's recipe); `small` and
-`medium` are the documented sizes, untuned; `random_search` is what the search's compute finds without a search. A
-baseline that cannot be built, diverges or runs out of memory fails alone. Must not know how results are compared.
+`medium` are the documented sizes, trained with the documents' optimiser and learning rate; `random_search` is what the
+search's compute finds without a search. A baseline that cannot be built, diverges or runs out of memory fails alone.
+Must not know how results are compared.
 """
 
 import gc
@@ -27,6 +28,7 @@ from fbsearch.runs import Run, Settings, plan_seeds, study_folder, train_config
 from fbsearch.study_file import Export, ExportedConfig
 from fbsearch.train import is_out_of_memory
 
+DOCUMENTED_RATE = 0.001
 BASELINES = ("fractalnet", "resnet18", "small", "medium", "random_search")
 
 
@@ -110,7 +112,7 @@ class Baselines:
     def _plan_size(self, name: str) -> tuple[list[Run], str]:
         model, change = fit_size(SIZES[name], **self._shape)
         runs = self._runs(name, model=model, train=untuned(self._trained))
-        return runs, f"the documented size{change}; TrainConfig's defaults, {_count_epochs(runs)}"
+        return runs, f"the documented size{change}, Adam at {DOCUMENTED_RATE:g}; {_count_epochs(runs)}"
 
     def _plan_random_search(self) -> tuple[list[Run], str]:
         search = self.export.search
@@ -142,9 +144,13 @@ def _check(runs: Sequence[Run]) -> None:
 
 
 def untuned(train: TrainConfig) -> TrainConfig:
-    """The defaults, with what is no tuning taken from `train`: its epochs, which weights are kept, the precision."""
-    same = ("epochs", "early_stopping", "keep_best", "precision")
-    return TrainConfig(**{name: getattr(train, name) for name in same})
+    """The source documents' `optim.Adam(lr=0.001)`, which has no weight decay, and else TrainConfig's defaults.
+
+    Not their learning rate: it suits the small networks of the default study, and medium does not learn with it.
+    What is no tuning is taken from `train`: its epochs, which weights are kept, the precision.
+    """
+    same = {name: getattr(train, name) for name in ("epochs", "early_stopping", "keep_best", "precision")}
+    return TrainConfig(optimizer="adam", learning_rate=DOCUMENTED_RATE, weight_decay=0, **same)
 
 
 def paper_recipe(train: TrainConfig) -> TrainConfig:

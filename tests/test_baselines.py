@@ -148,7 +148,8 @@ def test_fit_size_shrinks_only_what_cannot_be_built() -> None:
 
 def test_recipes_take_only_what_is_no_tuning_from_rank_1() -> None:
     rank_1 = TrainConfig(epochs=30, learning_rate=0.5, batch_size=16, precision="fp32", keep_best=True)
-    assert untuned(rank_1) == TrainConfig(epochs=30, precision="fp32", keep_best=True)
+    kept = TrainConfig(epochs=30, precision="fp32", keep_best=True)
+    assert untuned(rank_1) == kept.model_copy(update={"optimizer": "adam", "learning_rate": 0.001, "weight_decay": 0})
     paper = paper_recipe(rank_1)
     assert (paper.epochs, paper.batch_size, paper.optimizer, paper.learning_rate) == (400, 100, "sgd", 0.02)
     assert (paper.schedule, paper.weight_decay, paper.keep_best) == ("halving", 0, True)
