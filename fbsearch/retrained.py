@@ -51,7 +51,7 @@ class Retraining(_Stored):
 
 
 class Competitor(_Stored):
-    """The winner or a baseline, trained by one recipe. Of one that could not be trained `failure` says why."""
+    """One of the search's best or a baseline. Of one that could not be trained `failure` says why."""
 
     name: str
     kind: Literal["winner", "baseline"]
@@ -68,7 +68,7 @@ class Competitor(_Stored):
 
 
 class Comparison(_Stored):
-    """The winner beside baselines: same data, same recipe."""
+    """The search's best beside baselines: same data, same trainer."""
 
     format: Literal["fbsearch-comparison/1"]
     scored_on: ScoredOn

@@ -91,7 +91,8 @@ def test_report_without_retraining_has_no_such_section(study: optuna.Study) -> N
 
 def test_report_shows_winner_and_baselines(study: optuna.Study) -> None:
     failed = competitor(name="huge", accuracy_mean=None, accuracy_std=None, failure="out_of_memory: no memory left")
-    write_comparison(competitor(name="FractalBrainNet", kind="winner", accuracy_mean=0.95), competitor(), failed)
+    winner = competitor(name="FractalBrainNet", kind="winner", accuracy_mean=0.95, verdict="reference")
+    write_comparison(winner, competitor(), failed)
     page = Page(write_report(study))
     assert "FractalBrainNet (winner) 95.00% ± 0.40%" in page.text
     assert "ResNet-20 93.10% ± 0.40% 3 272,474 81,000,000 410 1 min 1 s worse than the winner" in page.text
