@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -342,6 +344,12 @@ def table(outcomes: list[Outcome]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
+def sabotage_one(place: str, *, seed: int, num_trials: int) -> Outcome:
+    """One study in a folder of its own, which is removed."""
+    with tempfile.TemporaryDirectory(prefix="fbsearch-chaos-") as folder:
+        return PLACES[place](Path(folder), seed=seed, num_trials=num_trials)
+
+
 def main() -> None:
     """Run every place with every seed; write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -351,13 +359,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     outcomes: list[Outcome] = []
-    for seed in range(arguments.seeds):
-        for place in arguments.places.split(","):
-            with tempfile.TemporaryDirectory(prefix="fbsearch-chaos-") as folder:
-                outcome = PLACES[place](Path(folder), seed=seed, num_trials=arguments.trials)
-            outcomes.append(outcome)
-            print(json.dumps(dataclasses.asdict(outcome)), flush=True)
-            arguments.output.write_text(table(outcomes), encoding="utf-8")
+    # A process for each: Ray keeps a cluster's token as long as its process lives, and the next one has another.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+        for seed in range(arguments.seeds):
+            for place in arguments.places.split(","):
+                outcomes.append(pool.submit(sabotage_one, place, seed=seed, num_trials=arguments.trials).result())
+                print(json.dumps(dataclasses.asdict(outcomes[-1])), flush=True)
+                arguments.output.write_text(table(outcomes), encoding="utf-8")
     sys.exit(1 if any(outcome.problems or outcome.num_lost or outcome.num_duplicated for outcome in outcomes) else 0)
 
 
