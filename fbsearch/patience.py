@@ -39,6 +39,8 @@ def is_passing(error: BaseException) -> bool:
         return "Should not reach" in str(error)  # Optuna's words for a full disk in WAL mode
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, sqlalchemy.exc.PendingRollbackError):
+        return True  # Optuna takes a cut connection for a query that was too long, and asks again on what is cut
     if not isinstance(error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)):
         return False
     return not any(sign in str(error) for sign in ("no such table", "no such column"))

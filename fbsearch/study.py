@@ -23,6 +23,7 @@ from fbsearch.batching import BatchingStorage
 from fbsearch.config import TrialConfig
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.outcomes import FINISHED, is_duplicate
+from fbsearch.patience import patiently
 from fbsearch.space import (
     LEVELS,
     MAX_GRID,
@@ -364,5 +365,9 @@ def _tied_trials(study: optuna.Study, value: float) -> Iterator[tuple[int, int, 
 
 def _rows(study: optuna.Study, query: sqlalchemy.Executable) -> list[Any]:
     backend = study._storage._backend  # type: ignore[attr-defined]  # a study wraps its RDBStorage in a cache
-    with backend.engine.connect() as connection:
-        return list(connection.execute(query))
+
+    def read() -> list[Any]:
+        with backend.engine.connect() as connection:
+            return list(connection.execute(query))
+
+    return patiently(backend, read)

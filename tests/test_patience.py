@@ -20,6 +20,7 @@ from small_disk import fill, mounted
 from fbsearch.errors import StorageError
 from fbsearch.patience import OnWait, PatientStorage, is_passing, while_away
 from fbsearch.storage import explain, open_storage, storage_errors
+from fbsearch.study import best_trial, count_trials
 
 EPOCHS = 5
 LOCK = (
@@ -171,6 +172,39 @@ def test_patient_study_waits_for_a_postgres_server_that_is_stopped_and_started(p
             run_trial(study, 5)
     assert "the database server cannot be reached" in seen
     check_whole(url, num_trials=5)
+
+
+def test_patient_study_counts_and_finds_its_best_when_the_server_was_restarted(postgres: PostgresServer) -> None:
+    url, seen = postgres.new_database(), list[str]()
+    with patient_study(url) as study, while_away(study, noting(seen)):
+        run_trial(study, 1)
+        postgres.restart("immediate")
+        assert count_trials(study)[TrialState.COMPLETE] == 1
+        postgres.restart("immediate")
+        best = best_trial(study)
+        assert best is not None and best.number == 0
+    assert len(seen) >= 2
+
+
+def test_patient_study_reads_again_what_was_cut_in_the_middle(postgres: PostgresServer) -> None:
+    """Optuna takes the cut for a query that was too long, and asks again on the connection that is no more."""
+    url, seen, cut = postgres.new_database(), list[str](), list[str]()
+    sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+    server = sqlalchemy.create_engine(postgres.url, isolation_level="AUTOCOMMIT")
+
+    def terminate(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if "FROM trials" in statement and not cut:
+            cut.append(statement)
+            with server.connect() as connection:
+                connection.exec_driver_sql(sessions, (sqlalchemy.make_url(url).database,))
+
+    with patient_study(url) as study, while_away(study, noting(seen)):
+        run_trial(study, 1)
+        backend = study._storage._backend  # type: ignore[attr-defined]
+        sqlalchemy.event.listen(backend.engine, "before_cursor_execute", terminate)
+        assert [trial.value for trial in backend.get_all_trials(study._study_id)] == [1]
+    server.dispose()
+    assert cut and seen
 
 
 class CuttingProxy:
