@@ -13,7 +13,8 @@ import os
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ TRIALS_A_READ = 500
 BUSY_SECONDS, PATIENT_BUSY_SECONDS = 60, 1
 # A host that has gone without a word is noticed after 20 s, where the system's own defaults take hours.
 PATIENT_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
+# Two dozen tables and indexes are made in less than one second.
+SECONDS_UNTIL_TABLES = 20
 _SCHEMES = "write sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 
 
@@ -71,7 +74,9 @@ def open_storage(url: str, *, create: bool = False, patient: bool = False) -> op
         try:
             make = PatientStorage if patient else optuna.storages.RDBStorage
             with _alone_with_tables(parsed):
-                return make(parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
+                return _after_others(
+                    functools.partial(make, parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
+                )
         except ImportError:
             raise StorageError("PostgreSQL needs its driver: pip install 'fbsearch[postgres]'") from None
 
@@ -80,12 +85,25 @@ def open_storage(url: str, *, create: bool = False, patient: bool = False) -> op
 def _alone_with_tables(url: sqlalchemy.URL) -> Iterator[None]:
     """Optuna makes its tables when it opens a database; two processes that do so at once in PostgreSQL fail."""
     if url.drivername == "sqlite":
-        yield  # one coordinator a file (hold_study)
+        yield  # it has no such lock (_after_others)
         return
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:  # the lock ends with it
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('fbsearch tables'))"))
         yield
+
+
+def _after_others(make: Callable[[], optuna.storages.RDBStorage]) -> optuna.storages.RDBStorage:
+    """What `make` gives; again where another process has just made one of the tables of a new SQLite file."""
+    deadline = time.monotonic() + SECONDS_UNTIL_TABLES
+    while True:
+        try:
+            return make()
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.IntegrityError) as error:
+            passing = ("already exists", "alembic_version", "database is locked")
+            if not any(sign in str(error) for sign in passing) or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _sqlite_file(url: sqlalchemy.URL, *, create: bool) -> Path:

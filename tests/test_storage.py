@@ -93,6 +93,32 @@ def test_open_storage_create_makes_the_folder_and_keeps_what_is_there(tmp_path: 
         assert len(load_study(storage, "digits").trials) == 2
 
 
+OPEN_AT_ONCE = (
+    "import sys\n"
+    "from fbsearch.storage import open_storage\n"
+    "print('ready', flush=True)\n"
+    "sys.stdin.readline()\n"
+    "open_storage(sys.argv[1], create=True).engine.dispose()\n"
+)
+
+
+def test_open_storage_new_file_opened_by_several_at_once(tmp_path: Path) -> None:
+    for number in range(3):
+        command = [sys.executable, "-c", OPEN_AT_ONCE, f"sqlite:///{tmp_path / f'{number}.db'}"]
+        with contextlib.ExitStack() as stack:
+            started = [
+                stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+                for _ in range(4)
+            ]
+            for process in started:
+                assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            for process in started:
+                assert process.stdin is not None
+                process.stdin.write("go\n")
+                process.stdin.flush()
+        assert [process.returncode for process in started] == [0] * 4
+
+
 def test_open_storage_relative_path_is_of_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
