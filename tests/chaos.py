@@ -69,6 +69,7 @@ class Outcome:
     num_lost: int
     num_duplicated: int
     problems: list[str]
+    errors: list[str]  # with which a command ended that was given again
     seconds: float
 
 
@@ -84,6 +85,7 @@ class Sabotage:
         self._ended_well: set[int] = set()
         self._seen: dict[int, tuple[TrialState, float | None]] = {}
         self._faults: Counter[str] = Counter()
+        self._errors: list[str] = []
         self._database: optuna.storages.RDBStorage | None = None
         self._study: optuna.Study | None = None
 
@@ -114,7 +116,7 @@ class Sabotage:
 
     def _keep_running(self, num_coordinators: int) -> None:
         for number in range(num_coordinators):
-            process = self._coordinators.get(number)
+            process, log_file = self._coordinators.get(number), self.folder / f"run-{number}.log"
             if number in self._ended_well or (process is not None and process.poll() is None):
                 continue
             if process is not None and process.returncode == 0:
@@ -122,8 +124,9 @@ class Sabotage:
                 continue
             if process is not None and process.returncode != -signal.SIGKILL:
                 self._faults["(same command again after an error)"] += 1
+                self._errors.append("\n".join(log_file.read_text(errors="replace").splitlines()[-4:]))
                 time.sleep(1)
-            with (self.folder / f"run-{number}.log").open("ab") as log:
+            with log_file.open("ab") as log:
                 environment = os.environ | {"FBSEARCH_STORAGE": self.storage}
                 self._coordinators[number] = subprocess.Popen(
                     self._command, cwd=self.folder, env=environment, stdout=log, stderr=log
@@ -213,6 +216,7 @@ class Sabotage:
             faults=dict(self._faults),
             num_finished=len(finished),
             num_failed=len(failed),
+            errors=self._errors,
             num_lost=len(lost),
             num_duplicated=num_duplicated,
             problems=problems,
