@@ -86,6 +86,7 @@ class Sabotage:
         self._seen: dict[int, tuple[TrialState, float | None]] = {}
         self._faults: Counter[str] = Counter()
         self._errors: list[str] = []
+        self._struck: list[psutil.Process] = []
         self._database: optuna.storages.RDBStorage | None = None
         self._study: optuna.Study | None = None
 
@@ -111,6 +112,9 @@ class Sabotage:
             for process in self._coordinators.values():
                 process.kill()
                 process.wait()
+            for worker in self._struck:  # one that hangs cannot see that its coordinator was killed
+                with contextlib.suppress(psutil.Error):
+                    worker.kill()
         problems = [f"{kind} never struck" for _, _, kind, _ in strikes]
         return self._check(problems, seconds=time.monotonic() - started)
 
@@ -178,6 +182,7 @@ class Sabotage:
             with contextlib.suppress(psutil.Error):
                 if worker is not None:
                     worker.send_signal(number)
+                    self._struck.append(worker)
                     return
             time.sleep(SECONDS_BETWEEN_LOOKS)  # the coordinator has just been started
             self._keep_running(len(self._coordinators))
