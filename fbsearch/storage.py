@@ -13,8 +13,7 @@ import os
 import re
 import socket
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ TRIALS_A_READ = 500
 BUSY_SECONDS, PATIENT_BUSY_SECONDS = 60, 1
 # A host that has gone without a word is noticed after 20 s, where the system's own defaults take hours.
 PATIENT_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
-# Two dozen tables and indexes are made in less than one second.
-SECONDS_UNTIL_TABLES = 20
 _SCHEMES = "write sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 
 
@@ -74,18 +71,23 @@ def open_storage(url: str, *, create: bool = False, patient: bool = False) -> op
         try:
             make = PatientStorage if patient else optuna.storages.RDBStorage
             with _alone_with_tables(parsed):
-                return _after_others(
-                    functools.partial(make, parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
-                )
+                return make(parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
         except ImportError:
             raise StorageError("PostgreSQL needs its driver: pip install 'fbsearch[postgres]'") from None
 
 
 @contextlib.contextmanager
 def _alone_with_tables(url: sqlalchemy.URL) -> Iterator[None]:
-    """Optuna makes its tables when it opens a database; two processes that do so at once in PostgreSQL fail."""
+    """Optuna makes its tables when it opens a database; of processes that do so at once all but one would fail."""
     if url.drivername == "sqlite":
-        yield  # it has no such lock (_after_others)
+        assert url.database is not None, "_sqlite_file has refused it"
+        path = Path(url.database)
+        lock = filelock.FileLock(f"{path}.lock", timeout=BUSY_SECONDS)
+        with contextlib.ExitStack() as stack:
+            if not _has_tables(path):
+                with contextlib.suppress(OSError):  # in a folder that is read-only Optuna makes nothing, and says why
+                    stack.enter_context(lock)
+            yield
         return
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:  # the lock ends with it
@@ -93,17 +95,15 @@ def _alone_with_tables(url: sqlalchemy.URL) -> Iterator[None]:
         yield
 
 
-def _after_others(make: Callable[[], optuna.storages.RDBStorage]) -> optuna.storages.RDBStorage:
-    """What `make` gives; again where another process has just made one of the tables of a new SQLite file."""
-    deadline = time.monotonic() + SECONDS_UNTIL_TABLES
-    while True:
-        try:
-            return make()
-        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.IntegrityError) as error:
-            passing = ("already exists", "alembic_version", "database is locked")
-            if not any(sign in str(error) for sign in passing) or time.monotonic() >= deadline:
-                raise
-            time.sleep(0.05)
+def _has_tables(path: Path) -> bool:
+    """Whether Optuna has made all its tables in an SQLite file: what it writes last is there."""
+    if not path.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return connection.execute("SELECT 1 FROM alembic_version").fetchone() is not None
+    except sqlite3.OperationalError:  # not there yet; whatever else it is, Optuna's own opening meets and tells it
+        return False
 
 
 def _sqlite_file(url: sqlalchemy.URL, *, create: bool) -> Path:

@@ -98,13 +98,14 @@ OPEN_AT_ONCE = (
     "from fbsearch.storage import open_storage\n"
     "print('ready', flush=True)\n"
     "sys.stdin.readline()\n"
-    "open_storage(sys.argv[1], create=True).engine.dispose()\n"
+    "open_storage(sys.argv[1], create=True, patient=sys.argv[2] == 'patient').engine.dispose()\n"
 )
 
 
 def test_open_storage_new_file_opened_by_several_at_once(tmp_path: Path) -> None:
     for number in range(3):
         command = [sys.executable, "-c", OPEN_AT_ONCE, f"sqlite:///{tmp_path / f'{number}.db'}"]
+        command.append("patient" if number else "")
         with contextlib.ExitStack() as stack:
             started = [
                 stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
