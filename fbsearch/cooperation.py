@@ -36,6 +36,11 @@ _HOLDERS = sqlalchemy.text(
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 
+_OWN_TURN = sqlalchemy.text(
+    "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = :study AND objid = :turn "
+    "AND objsubid = 2 AND pid = pg_backend_pid()"
+)
+
 
 class Crew(Protocol):
     """The coordinators of a study, as one of them sees them."""
@@ -44,6 +49,9 @@ class Crew(Protocol):
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """The only time in which to take or put back trials of the study."""
+
+    def has_turn(self) -> bool:
+        """Whether the turn is still this coordinator's: it ends with the database's server."""
 
     def ask(self, study: optuna.Study) -> optuna.Trial:
         """Take the next trial, in the coordinator's own name; only in its turn."""
@@ -65,6 +73,9 @@ class Alone:
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def has_turn(self) -> bool:
+        return True
 
     def ask(self, study: optuna.Study) -> optuna.Trial:
         return study.ask()
@@ -100,6 +111,9 @@ class PostgresCrew:
             yield
         finally:
             self._execute(sqlalchemy.text("SELECT pg_advisory_unlock(:study, :turn)"), **arguments)
+
+    def has_turn(self) -> bool:
+        return bool(self._execute(_OWN_TURN, study=self._study, turn=_TURN))
 
     def ask(self, study: optuna.Study) -> optuna.Trial:
         trial = study.ask()

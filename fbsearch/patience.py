@@ -40,7 +40,9 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, sqlalchemy.exc.PendingRollbackError):
-        return True  # Optuna takes a cut connection for a query that was too long, and asks again on what is cut
+        # Optuna takes a cut connection for a query that was too long, and asks again on what is cut (SQLAlchemy's code
+        # for that); the other cause is a flush that failed, which stays so.
+        return error.code == "8s2b"
     if not isinstance(error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)):
         return False
     return not any(sign in str(error) for sign in ("no such table", "no such column"))

@@ -229,12 +229,15 @@ class Coordinator:
 
     def _take(self) -> optuna.Trial | None:
         """The next trial; None where the places are taken, or the grid is exhausted (`Proposals.end`)."""
-        with self._crew.turn():
-            if self._crew.is_shared:
-                self._count()
-                if not self._has_room():
-                    return None
-            return self._crew.ask(self.study) if self._proposals.fill_queue() else None
+        while True:
+            with self._crew.turn():
+                if self._crew.is_shared:
+                    self._count()
+                    if not self._crew.has_turn():
+                        continue  # the server was away: another coordinator may have counted the same place free
+                    if not self._has_room():
+                        return None
+                return self._crew.ask(self.study) if self._proposals.fill_queue() else None
 
     def _ask(self, worker: int) -> bool:
         """Give a worker the next trial; False if there is none, or it cannot be built."""

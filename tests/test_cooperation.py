@@ -218,6 +218,17 @@ def test_crew_is_back_after_the_server_was_restarted(two: tuple[Member, Member],
     assert other.study.trials[0].value == 0.5
 
 
+def test_crew_knows_that_its_turn_ended_with_the_server(two: tuple[Member, Member], postgres: PostgresServer) -> None:
+    first, _ = two
+    with first.crew.turn():
+        assert first.crew.has_turn()
+        postgres.restart("immediate")
+        assert not first.crew.has_turn()
+    assert not first.crew.has_turn()
+    with first.crew.turn():
+        assert first.crew.has_turn()
+
+
 def test_create_study_that_others_search_with_other_settings_is_refused(postgres_url: str) -> None:
     changed = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"epochs": 99})})
     with opened(postgres_url) as storage:
