@@ -144,9 +144,9 @@ def _check(runs: Sequence[Run]) -> None:
 
 
 def untuned(train: TrainConfig) -> TrainConfig:
-    """The source documents' `optim.Adam(lr=0.001)`, which has no weight decay, and else TrainConfig's defaults.
+    """The source documents' `optim.Adam(lr=0.001)`, which has no weight decay; schedule and the rest are TrainConfig's.
 
-    Not their learning rate: it suits the small networks of the default study, and medium does not learn with it.
+    TrainConfig's learning rate suits the small networks of the default study: medium does not learn with it.
     What is no tuning is taken from `train`: its epochs, which weights are kept, the precision.
     """
     same = {name: getattr(train, name) for name in ("epochs", "early_stopping", "keep_best", "precision")}

@@ -148,7 +148,7 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
     )
     names = [html.escape(one.name) for one in shown]
     figure = figure_of("Winner and baselines", height=120 + 40 * len(shown), x=f"{comparison.scored_on} accuracy")
-    colors = [BEST if one.kind == "winner" else COMPLETE for one in shown]
+    colors = [BEST if one.verdict == "reference" else COMPLETE for one in shown]
     _add_means(figure, names, shown, colors=colors, name="mean and deviation of the seeds")
     return figure.update_layout(showlegend=False, margin_t=36)
 

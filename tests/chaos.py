@@ -331,7 +331,7 @@ PLACES = {"sqlite": on_sqlite, "postgresql": on_postgresql, "ray": on_ray}
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes in Markdown: what was done to each run, and what came of it."""
     kinds = list(dict.fromkeys(kind for outcome in outcomes for kind in sorted(outcome.faults)))
-    heads = ["database", "seed", *kinds, "finished", "failed, tried again", "lost", "duplicated", "seconds"]
+    heads = ["place", "seed", *kinds, "finished", "failed, tried again", "lost", "duplicated", "seconds"]
     rows = [
         [
             outcome.where,
