@@ -12,6 +12,8 @@ from fbsearch.config import LimitsConfig
 from fbsearch.errors import SearchError
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+# So many configurations over the limits in a row: they leave too little.
+MAX_INFEASIBLE_IN_A_ROW = 100
 
 
 def is_infeasible(trial: FrozenTrial) -> bool:
@@ -80,12 +82,28 @@ def tell_duplicate(study: optuna.Study, trial: optuna.Trial, *, of: FrozenTrial)
     study.tell(trial, of.value if of.state == TrialState.COMPLETE else None, state=of.state)
 
 
-def limits_error(limits: LimitsConfig, costs: list[dict[str, float | None]]) -> SearchError:
-    """What to say when configurations of these costs, all there were, are over the limits."""
-    kept = limits.model_dump(exclude_none=True)
-    smallest = {key: min(cost[key] or 0 for cost in costs) for key in kept}
-    lines = [f"{key} at most {limit:,.0f}, the smallest had {smallest[key]:,.0f}" for key, limit in kept.items()]
-    return SearchError(
-        f"{len(costs)} configurations in a row are over search.limits, the search stops: {'; '.join(lines)}. Raise the "
-        "limits, or search smaller networks: `fbsearch validate FILE` shows what the corners of the space cost"
-    )
+class OverLimits:
+    """The costs of configurations that were over the limits, one after another."""
+
+    def __init__(self) -> None:
+        self._costs: list[dict[str, float | None]] = []
+
+    def note(self, costs: dict[str, float | None], excess: dict[str, float]) -> None:
+        """One more configuration; one that keeps the limits (no `excess` above 0) ends the row."""
+        if max(excess.values(), default=0) > 0:
+            self._costs.append(costs)
+        else:
+            self._costs.clear()
+
+    def check(self, limits: LimitsConfig) -> None:
+        """SearchError where there are so many in a row that the limits leave too little of the space."""
+        if len(self._costs) < MAX_INFEASIBLE_IN_A_ROW:
+            return
+        kept = limits.model_dump(exclude_none=True)
+        smallest = {key: min(cost[key] or 0 for cost in self._costs) for key in kept}
+        lines = [f"{key} at most {limit:,.0f}, the smallest had {smallest[key]:,.0f}" for key, limit in kept.items()]
+        raise SearchError(
+            f"{len(self._costs)} configurations in a row are over search.limits, the search stops: {'; '.join(lines)}. "
+            "Raise the limits, or search smaller networks: `fbsearch validate FILE` shows what the corners of the "
+            "space cost"
+        )

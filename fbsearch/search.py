@@ -34,7 +34,7 @@ from fbsearch.events import (
 from fbsearch.executors import Executor
 from fbsearch.faults import Faults
 from fbsearch.interruption import Interruption
-from fbsearch.outcomes import limits_error, set_constraints, tell_infeasible
+from fbsearch.outcomes import OverLimits, set_constraints, tell_infeasible
 from fbsearch.patience import while_away
 from fbsearch.proposals import SURE_FAILURES, Proposals, Unusable
 from fbsearch.provenance import check_same_data, coordinator_versions, git_commit
@@ -55,8 +55,6 @@ from fbsearch.study_file import StudyConfig
 SECONDS_BETWEEN_LOOKS = 0.5
 # The same at what other coordinators of the study have done.
 SECONDS_BETWEEN_COUNTS = 2.0
-# So many infeasible configurations drawn in a row: the limits leave too little. A grid has an end of its own.
-MAX_INFEASIBLE_IN_A_ROW = 100
 
 
 class Coordinator:
@@ -95,7 +93,7 @@ class Coordinator:
         self._faults = Faults(study)
         self._environment: dict[str, Any] = {}
         self._proposals = Proposals(study, config)
-        self._infeasible_in_a_row: list[dict[str, float | None]] = []
+        self._over_limits = OverLimits()
         self._interruption = Interruption()
 
     def run(self) -> SearchState:
@@ -351,19 +349,15 @@ class Coordinator:
         running.store_start(event, device=self.state.devices[event.worker], environment=self._environment)
         excess = running.config.limits.excess(event.costs)
         set_constraints(self.study, running.trial, excess)
-        if max(excess.values(), default=0) > 0:
-            self._infeasible_in_a_row.append(event.costs)
-        else:
-            self._infeasible_in_a_row.clear()
+        self._over_limits.note(event.costs, excess)
 
     def _infeasible(self, running: RunningTrial, message: str) -> None:
         """End a trial whose cost is over the limits, and the search where nothing else is drawn."""
         tell_infeasible(self.study, running.trial, constraints={}, kind=OVER_LIMITS, message=message)
         self._proposals.known.add(running.trial, running.config)
         self.state.num_infeasible += 1
-        costs = self._infeasible_in_a_row
-        if len(costs) >= MAX_INFEASIBLE_IN_A_ROW and self.config.search.sampler != "grid":
-            raise limits_error(running.config.limits, costs)
+        if self.config.search.sampler != "grid":  # which has an end of its own
+            self._over_limits.check(running.config.limits)
 
     def _epoch(self, running: RunningTrial, event: Epoch) -> None:
         running.store_epoch(event)

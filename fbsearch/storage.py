@@ -82,17 +82,28 @@ def _alone_with_tables(url: sqlalchemy.URL) -> Iterator[None]:
     if url.drivername == "sqlite":
         assert url.database is not None, "_sqlite_file has refused it"
         path = Path(url.database)
-        lock = filelock.FileLock(f"{path}.lock", timeout=BUSY_SECONDS)
-        with contextlib.ExitStack() as stack:
-            if not _has_tables(path):
-                with contextlib.suppress(OSError):  # in a folder that is read-only Optuna makes nothing, and says why
-                    stack.enter_context(lock)
+        with contextlib.nullcontext() if _has_tables(path) else _table_lock(path):
             yield
         return
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:  # the lock ends with it
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('fbsearch tables'))"))
         yield
+
+
+@contextlib.contextmanager
+def _table_lock(path: Path) -> Iterator[None]:
+    lock = filelock.FileLock(f"{path}.lock", timeout=BUSY_SECONDS)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StorageError(f"{lock.lock_file}: another process has held it for {BUSY_SECONDS} s; end it") from None
+    except OSError:
+        pass  # in a folder that is read-only, or full, Optuna can make no tables either, and says why
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _has_tables(path: Path) -> bool:

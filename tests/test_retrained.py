@@ -57,7 +57,7 @@ def competitor(**changes: Any) -> dict[str, Any]:
 def write_comparison(*rows: dict[str, Any], **changes: Any) -> None:
     content = {
         "format": "fbsearch-comparison/1", "study": "digits", "scored_on": "test", "epochs": 30, "num_seeds": 3,
-        "recipe": "AdamW, one cycle", "rows": list(rows),
+        "recipe": "same", "rows": list(rows),
     }  # fmt: skip
     (FOLDER / "comparison.json").write_text(json.dumps(content | changes))
 
@@ -94,11 +94,13 @@ def test_report_shows_winner_and_baselines(study: optuna.Study) -> None:
     winner = competitor(name="FractalBrainNet", kind="winner", accuracy_mean=0.95, verdict="reference")
     write_comparison(winner, competitor(), failed)
     page = Page(write_report(study))
-    assert "FractalBrainNet (winner) 95.00% ± 0.40%" in page.text
+    assert "FractalBrainNet (winner) 95.00% ± 0.40%" in page.text and "paper's recipe" not in page.text
     assert "ResNet-20 93.10% ± 0.40% 3 272,474 81,000,000 410 1 min 1 s worse than the winner" in page.text
     assert "huge not trained: out_of_memory: no memory left" in page.text
     (trace,) = page.data["figures"]["comparison"]["data"]
     assert trace["y"] == ["FractalBrainNet", "ResNet-20"]
+    write_comparison(winner, competitor(), recipe="paper")
+    assert "FractalNet is trained by its paper's recipe instead" in Page(write_report(study)).text
 
 
 def test_figures_have_error_bars_of_the_seeds(study: optuna.Study) -> None:

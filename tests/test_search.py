@@ -338,7 +338,7 @@ def test_search_over_the_limits_is_not_trained_and_not_counted(open_study: Any) 
 def test_search_with_limits_that_nothing_meets_stops_and_says_so(
     open_study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fbsearch.search.MAX_INFEASIBLE_IN_A_ROW", 5)
+    monkeypatch.setattr("fbsearch.outcomes.MAX_INFEASIBLE_IN_A_ROW", 5)
     config = make_config(search={"limits": {"flops": 10}})
     study = open_study(config)
     with pytest.raises(SearchError, match=r"5 configurations .* flops at most 10, the smallest had \d") as caught:
