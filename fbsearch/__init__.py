@@ -10,20 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fbsearch.config import FractalPatternType, ModelConfig
-    from fbsearch.model import FractalBrainNet, create_fractal_brain_net
-    from fbsearch.patterns import FractalPatternGenerator, generate_pattern
-    from fbsearch.study_file import load_export, load_study
+    from fbsearch.config.models import FractalPatternType, ModelConfig
+    from fbsearch.config.study_file import load_export, load_study
+    from fbsearch.network.model import FractalBrainNet, create_fractal_brain_net
+    from fbsearch.network.patterns import FractalPatternGenerator, generate_pattern
 
 _HOMES = {
-    "FractalBrainNet": "model",
-    "FractalPatternGenerator": "patterns",
-    "FractalPatternType": "config",
-    "ModelConfig": "config",
-    "create_fractal_brain_net": "model",
-    "generate_pattern": "patterns",
-    "load_export": "study_file",
-    "load_study": "study_file",
+    "FractalBrainNet": "network.model",
+    "FractalPatternGenerator": "network.patterns",
+    "FractalPatternType": "config.models",
+    "ModelConfig": "config.models",
+    "create_fractal_brain_net": "network.model",
+    "generate_pattern": "network.patterns",
+    "load_export": "config.study_file",
+    "load_study": "config.study_file",
 }
 
 __all__ = [

@@ -1,6 +1,6 @@
 """`python -m fbsearch`."""
 
-from fbsearch.cli import main
+from fbsearch.cli.app import main
 
 if __name__ == "__main__":
     main()

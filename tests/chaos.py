@@ -34,9 +34,9 @@ from ray_cluster import NODE, cluster
 from small_disk import fill, mounted
 
 from fbsearch.errors import StorageError
-from fbsearch.outcomes import is_finished
-from fbsearch.storage import open_storage
-from fbsearch.study import best_trial
+from fbsearch.study.database import open_storage
+from fbsearch.study.study import best_trial
+from fbsearch.study.trial_record import is_finished
 
 STUDY = """
 name: chaos

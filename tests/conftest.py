@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from postgres_server import PostgresServer
     from ray.cluster_utils import Cluster
 
-    from fbsearch.config import DataConfig
-    from fbsearch.ray_executor import RayExecutor
+    from fbsearch.config.models import DataConfig
+    from fbsearch.workers.ray import RayExecutor
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -38,7 +38,7 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def storage(url: str) -> "Iterator[RDBStorage]":
     """The database of `url`, made and open."""
-    from fbsearch.storage import open_storage
+    from fbsearch.study.database import open_storage
 
     opened = open_storage(url, create=True)
     yield opened
@@ -95,7 +95,7 @@ def make_ray(ray_cluster: "Cluster") -> "Iterator[Callable[..., RayExecutor]]":
     """Make an executor on that cluster: `make_ray(DATA, num_workers=2)`. Its `close` disconnects."""
     import ray
 
-    from fbsearch.ray_executor import QUIET, RayExecutor
+    from fbsearch.workers.ray import QUIET, RayExecutor
 
     def make(data: "DataConfig", *, num_workers: int = 1) -> "RayExecutor":
         ray.init(ray_cluster.address, **QUIET)
@@ -142,7 +142,7 @@ def fbsearch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """Run a command in an empty folder, in this process: (exit code, output, errors)."""
-    from fbsearch.cli import main
+    from fbsearch.cli.app import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FBSEARCH_STORAGE", raising=False)

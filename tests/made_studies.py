@@ -10,9 +10,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from fbsearch.config import FractalPatternType, TrainConfig
-from fbsearch.study import create_study
-from fbsearch.study_file import StudyConfig
+from fbsearch.config.models import FractalPatternType, TrainConfig
+from fbsearch.config.study_file import StudyConfig
+from fbsearch.study.study import create_study
 
 NUM_VAL = 287
 ENVIRONMENT = {

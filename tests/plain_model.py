@@ -1,8 +1,8 @@
 """What a FractalBrainNet computes, one step a line and nothing merged: the reference for every fast path.
 
 `plain_forward(net, images)` reads the net's own modules and so has its parameters, statistics and random draws; it
-calls no forward of a part that `fbsearch.blocks` or `fbsearch.fused` has written, only torch's. Its outputs equal
-those of the public reference `FractalBrainNet-v2.py`. Suffixes as in the model's file.
+calls no forward of a part that `fbsearch.network` has written, only torch's. Its outputs equal those of the public
+reference `FractalBrainNet-v2.py`. Suffixes as in the model's file.
 """
 
 import math
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fbsearch.blocks import (
+from fbsearch.network.blocks import (
     AdaptiveScaleProcessor,
     CerebralDynamicsModule,
     FractalMask,
     FractalNeuralBlock,
     draw_local_factors,
 )
-from fbsearch.model import FractalBrainNet
+from fbsearch.network.model import FractalBrainNet
 
 
 def plain_forward(net: FractalBrainNet, x_BCHW: Tensor) -> Tensor:

@@ -1,121 +1,51 @@
-"""The floors of the house: imports go strictly down, and what is heavy is loaded only where it is needed."""
+"""The rules of the house: which folder may import which, and what is loaded only where it is needed.
+
+The table of folders is the one that contributors read, in CONTRIBUTING.md.
+"""
 
 import ast
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "fbsearch"
-FLOORS = {
-    "errors": 0,
-    "files": 0,
-    "config": 1,
-    "interruption": 1,
-    "events": 1,
-    "bench": 1,
-    "distributed": 1,
-    "patience": 1,
-    "provenance": 2,
-    "search_state": 2,
-    "space": 2,
-    "canonical": 2,
-    "trust": 2,
-    "optimizers": 2,
-    "patterns": 2,
-    "activations": 2,
-    "folder": 2,
-    "decode": 2,
-    "augment": 2,
-    "storage": 2,
-    "batching": 2,
-    "silence": 2,
-    "tensorboard": 2,
-    "guard": 2,
-    "slots": 2,
-    "fused": 2,
-    "fractalnet": 2,
-    "canvas": 2,
-    "capture": 2,
-    "study_file": 3,
-    "cache": 3,
-    "outcomes": 3,
-    "split": 3,
-    "baseline_nets": 3,
-    "blocks": 3,
-    "findings": 3,
-    "timeline": 3,
-    "charts": 3,
-    "step": 3,
-    "model": 4,
-    "data": 4,
-    "study": 4,
-    "analyze": 4,
-    "axes": 4,
-    "sharing": 4,
-    "study_export": 5,
-    "faults": 5,
-    "cost": 5,
-    "figures": 5,
-    "effects": 5,
-    "winner": 5,
-    "retrained": 5,
-    "memory": 5,
-    "proposals": 5,
-    "train": 5,
-    "attention": 5,
-    "checkpoint": 5,
-    "drawings": 5,
-    "bench_nets": 5,
-    "cooperation": 5,
-    "sections": 6,
-    "predict": 6,
-    "runs": 6,
-    "worker": 6,
-    "corners": 6,
-    "bench_step": 6,
-    "analyze_export": 6,
-    "probe": 6,
-    "report": 7,
-    "progress": 7,
-    "results": 7,
-    "executors": 7,
-    "bench_model": 7,
-    "bench_trial": 7,
-    "plain_search": 7,
-    "ray_executor": 8,
-    "retrain": 8,
-    "comparison": 8,
-    "bench_plain": 8,
-    "search": 8,
-    "random_search": 9,
-    "bench_search": 9,
-    "dashboard": 9,
-    "console": 9,
-    "baselines": 10,
-    "cli_options": 10,
-    "cli_models": 11,
-    "cli_workers": 11,
-    "cli_bench": 11,
-    "cli": 12,
-    "__init__": 12,
-    "__main__": 13,
-}
-NEVER_TORCH = [
-    "study_export", "search_state", "interruption", "study", "outcomes", "canonical", "storage", "search",
-    "executors", "console", "study_file", "space", "config", "cli", "batching", "cooperation", "sharing",
-    "ray_executor", "slots", "patience", "silence", "faults",
-]  # fmt: skip
-NEVER_OPTUNA = [
-    "worker", "train", "data", "model", "blocks", "fused", "cost", "augment", "cache", "decode", "folder",
-    "patterns", "activations", "analyze", "tensorboard", "attention", "fractalnet", "baseline_nets", "runs",
-    "progress", "results", "retrain", "random_search", "baselines", "comparison", "memory", "optimizers",
-    "canonical", "step", "capture", "distributed", "probe",
-]  # fmt: skip
-FILES = sorted(FOLDER.rglob("*.py"))
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fbsearch"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Packages of one row's word: who leaves out torch leaves out what loads it.
+HEAVY = {"torch": {"torch", "torchvision", "safetensors"}, "optuna": {"optuna", "optuna_dashboard", "sqlalchemy"}}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table: what the files of a folder may import of fbsearch, and what they never load."""
+
+    may_import: frozenset[str]
+    never_loads: frozenset[str]
+
+
+def read_rules() -> dict[str, Rule]:
+    """The table of CONTRIBUTING.md: | `folder` | `a` `b` | `torch` |."""
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## The house")[2]
+    rows = re.findall(r"^\| `(\w+)`[^|]*\|([^|]*)\|([^|]*)\|$", section, flags=re.MULTILINE)
+    folders = frozenset(name for name, _, _ in rows)
+
+    def words(text: str) -> frozenset[str]:
+        return folders if text.strip() == "all" else frozenset(re.findall(r"`(\w+)`", text))
+
+    return {name: Rule(words(may_import), words(never_loads)) for name, may_import, never_loads in rows}
+
+
+RULES = read_rules()
+
+
+def folder_of(path: Path) -> str:
+    """The folder of a file below `fbsearch`, by which the table names it; empty for a file of the root."""
+    return path.parent.relative_to(PACKAGE).as_posix().removeprefix(".")
 
 
 class Imports(ast.NodeVisitor):
@@ -141,11 +71,9 @@ class Imports(ast.NodeVisitor):
         self.found += [(alias.name, self._depth == 0) for alias in node.names]
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        module = ".".join(filter(None, ["fbsearch" if node.level else "", node.module]))
-        if module == "fbsearch":  # from fbsearch import worker
-            self.found += [(f"fbsearch.{alias.name}", self._depth == 0) for alias in node.names]
-        else:
-            self.found.append((module, self._depth == 0))
+        assert node.level == 0, "imports are absolute"
+        for alias in node.names:  # from fbsearch.network import model: the module, not the folder, is what is loaded
+            self.found.append((f"{node.module}.{alias.name}", self._depth == 0))
 
 
 def imports(source: str) -> list[tuple[str, bool]]:
@@ -154,62 +82,65 @@ def imports(source: str) -> list[tuple[str, bool]]:
     return visitor.found
 
 
-def rooms(source: str) -> Iterator[str]:
-    """The files of fbsearch that a source imports, at whatever depth."""
+def imported_folders(source: str) -> Iterator[str]:
+    """The folders of fbsearch that a source imports, at whatever depth; files of the root are left out."""
     for name, _ in imports(source):
-        if name.split(".")[0] == "fbsearch":
-            yield [*name.split("."), "__init__"][1]
+        parts = name.split(".")
+        if parts[0] == "fbsearch" and len(parts) > 1 and (PACKAGE / parts[1]).is_dir():
+            yield parts[1]
 
 
-def test_imports_finds_them_wherever_they_are() -> None:
+def test_imports_are_found_wherever_they_are() -> None:
     source = """
-import os, fbsearch.a
-from fbsearch.b import x
-from . import c
-from .d import y
+import os, fbsearch.study.database
+from fbsearch.config.models import ModelConfig
+from fbsearch.errors import ConfigError
 if TYPE_CHECKING:
-    import fbsearch.typed
+    import fbsearch.bench.model
 elif True:
-    import fbsearch.e
+    import fbsearch.network.model
 class A:
     def f(self):
-        from fbsearch import g
+        from fbsearch.winners import plan
 try:
     import fbsearch
 except ImportError:
-    from fbsearch.h.i import z
+    from fbsearch import search
 """
-    assert list(rooms(source)) == ["a", "b", "c", "d", "e", "g", "__init__", "h"]
-    assert {name for name, at_top in imports(source) if not at_top} == {"fbsearch.g"}
+    assert list(imported_folders(source)) == ["study", "config", "network", "winners", "search"]
+    assert {name for name, at_top in imports(source) if not at_top} == {"fbsearch.winners.plan"}
 
 
-def test_files_all_have_a_floor() -> None:
-    assert [path.name for path in FILES if path.parent != FOLDER] == [], "no sub-packages"
-    assert {path.stem for path in FILES} <= FLOORS.keys(), "give a new file a purpose that no room has, and a floor"
+def test_table_has_a_row_for_each_folder() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == RULES.keys()
+    assert {path.stem for path in FILES if path.parent == PACKAGE} == {
+        "__init__", "__main__", "errors", "files", "messages",
+    }, "a new file goes into a folder"  # fmt: skip
 
 
-def test_floors_are_those_of_the_table_that_contributors_read() -> None:
-    table = re.findall(r"^\| (\d+) \| `(\w+)` \|", (FOLDER.parent / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
-    assert {name: int(floor) for floor, name in table} == FLOORS
+def test_table_has_no_circles() -> None:
+    left = {name: rule.may_import - {name} for name, rule in RULES.items() if name != "cli"}
+    while ready := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in ready:
+            del left[name]
+    assert left == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_file_imports_go_strictly_down(path: Path) -> None:
-    floor = FLOORS.get(path.stem, 0)
-    imported = set(rooms(path.read_text(encoding="utf-8")))
-    assert {name for name in imported if FLOORS.get(name, floor) >= floor} == set()
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_file_imports_what_its_folder_may(path: Path) -> None:
+    folder, imported = folder_of(path), set(imported_folders(path.read_text(encoding="utf-8")))
+    if folder:
+        assert imported <= RULES[folder].may_import | {folder}
+    else:  # files of the root are for all; the two that offer the package's names and its commands look up
+        assert path.stem in ("__init__", "__main__") or imported == set()
 
 
-@pytest.mark.parametrize("name", NEVER_TORCH)
-def test_coordinator_file_never_imports_torch(name: str) -> None:
-    found = imports((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
-    assert [module for module, _ in found if module.split(".")[0] in ("torch", "torchvision")] == []
-
-
-@pytest.mark.parametrize("name", NEVER_OPTUNA)
-def test_worker_file_never_imports_optuna(name: str) -> None:
-    found = imports((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
-    assert [module for module, _ in found if module.split(".")[0] in ("optuna", "sqlalchemy")] == []
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_file_never_loads_what_its_folder_leaves_out(path: Path) -> None:
+    rule = RULES.get(folder_of(path), Rule(frozenset(), frozenset({"torch", "optuna"})))
+    forbidden = {package for word in rule.never_loads for package in HEAVY[word]}
+    found = {name.split(".")[0] for name, _ in imports(path.read_text(encoding="utf-8"))}
+    assert found & forbidden == set()
 
 
 def loaded(*command: str) -> set[str]:
@@ -226,19 +157,19 @@ def test_loaded_names_what_is_imported() -> None:
 
 
 def test_search_leaves_torch_out() -> None:
-    packages = loaded("-c", "import fbsearch.search, fbsearch.console")
+    packages = loaded("-c", "import fbsearch.search.coordinator, fbsearch.cli.status")
     assert {"fbsearch", "optuna", "rich"} <= packages
     assert {"torch", "torchvision", "sklearn", "pandas", "plotly"} & packages == set()
 
 
 def test_worker_leaves_optuna_out() -> None:
-    packages = loaded("-c", "import fbsearch.worker")
+    packages = loaded("-c", "import fbsearch.workers.worker")
     assert {"fbsearch", "torch"} <= packages
     assert {"optuna", "optuna_dashboard", "sqlalchemy", "rich", "typer", "pandas", "plotly"} & packages == set()
 
 
 def test_study_file_is_checked_without_anything_heavy() -> None:
-    packages = loaded("-c", "from fbsearch.study_file import StudyConfig; StudyConfig()")
+    packages = loaded("-c", "from fbsearch.config.study_file import StudyConfig; StudyConfig()")
     assert {"fbsearch", "pydantic"} <= packages
     assert {"torch", "numpy", "optuna", "sqlalchemy"} & packages == set()
 

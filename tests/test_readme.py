@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from fbsearch.cli import app
-from fbsearch.study_file import load_study
+from fbsearch.config.study_file import load_study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -172,7 +172,7 @@ def test_readme_portuguese_has_the_same_links_and_pictures() -> None:
 
 
 def test_command_reference_is_what_the_generator_gives(tmp_path: Path) -> None:
-    command = "typer fbsearch.cli utils docs --name fbsearch --title Commands --output"
+    command = "typer fbsearch.cli.app utils docs --name fbsearch --title Commands --output"
     subprocess.run(
         [sys.executable, "-m", *shlex.split(command), tmp_path / "commands.md"],
         cwd=ROOT, capture_output=True, check=True,

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fbsearch.config import DataConfig, TrainConfig
+from fbsearch.config.models import DataConfig, TrainConfig
+from fbsearch.config.trust import check_paths
 from fbsearch.errors import ConfigError
-from fbsearch.trust import check_paths
 
 SECRET = "geheim-4711"
 SERVER = f"postgresql+psycopg://me:{SECRET}@127.0.0.1:1/studies"  # nobody listens there

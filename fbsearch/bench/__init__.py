@@ -1,0 +1,1 @@
+"""Measures how fast fbsearch is. Must not be imported by what it measures."""

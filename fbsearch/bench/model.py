@@ -1,0 +1,281 @@
+"""How fast the network computes here, against other implementations of it and against what the machine can do.
+
+Must not know data sets, studies or trials: it measures single steps on random images.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from fbsearch.bench.common import Timing, describe_machine, format_figure, interleave, machine, make_table
+from fbsearch.bench.networks import (
+    NETS,
+    OURS,
+    Implementation,
+    Net,
+    choose_net,
+    load_implementations,
+    our_implementations,
+)
+from fbsearch.bench.step import Subject
+from fbsearch.errors import ConfigError
+from fbsearch.training.loop import choose_device
+
+PHASES = ("training", "inference")
+NAMES = ("net", "precision", "implementation")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of one net in one precision and phase.
+
+    `flops_per_image` is what torch counts in this implementation's own step, a multiply-add as two; a compiled net has
+    its eager form's. `share_of_peak` is against the faster of the two peaks. `memory_mib` is the peak of a training
+    step, see `Subject.peak_memory_mib`. The ratios are this row's speed and memory as multiples of those of each
+    implementation named by --against.
+    """
+
+    net: str
+    precision: str
+    phase: str
+    implementation: str
+    batch_size: int
+    image_size: int
+    num_parameters: int
+    images_per_second: float
+    spread: float
+    seconds: tuple[float, ...]
+    flops_per_image: float
+    flops_per_second: float
+    share_of_peak: float
+    first_step_seconds: float
+    memory_mib: float
+    speed_ratios: dict[str, float]
+    memory_ratios: dict[str, float]
+
+
+def bench_model(
+    *,
+    sizes: Sequence[str],
+    precisions: Sequence[str],
+    batch_size: int | None = None,
+    device: str = "auto",
+    num_threads: int = 1,
+    repeats: int = 7,
+    compiled: bool = False,
+    reference_form: bool = False,
+    against: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda _text: None,
+) -> dict[str, Any]:
+    """Measure nets (keys of NETS) in precisions (keys of DTYPES); the content of `fbsearch bench model --json`.
+
+    Files named in `against` are executed, see `load_implementation`. `batch_size` replaces that of every net,
+    `reference_form` gives every net that is built from a configuration REFERENCE_FORM. `say` gets a line on what is
+    measured next. Torch's number of threads is put back at the end.
+    Raises ConfigError for names that are not known and files that cannot be used, DeviceError for a device that is
+    not there.
+    """
+    nets = [
+        choose_net(name, batch_size=batch_size, reference_form=reference_form)
+        for name in _known(sizes, NETS, flag="--sizes")
+    ]
+    precisions = _known(precisions, DTYPES, flag="--precision")
+    chosen = choose_device(device)
+    others = load_implementations(against)
+    device_name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
+    conditions = machine(num_threads=num_threads, device=device_name)
+    ours = our_implementations(compiled=compiled, in_graph=chosen.type == "cuda")
+    bench = _Bench(chosen, repeats, [*ours, *others], say)
+    with _threads(num_threads):
+        bench.run(nets, precisions)
+    return {
+        "bench": "model",
+        "machine": conditions,
+        "repeats": repeats,
+        "reference_form": reference_form,
+        "against": {other.name: str(other.path) for other in others},
+        "peaks": bench.peaks,
+        "rows": [asdict(row) for row in bench.rows],
+        "notes": bench.notes,
+    }
+
+
+def _known(names: Sequence[str], allowed: Mapping[str, object], *, flag: str) -> list[str]:
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"{flag} {name}: unknown; allowed: {', '.join(allowed)}, several joined by commas")
+    return list(dict.fromkeys(names))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class _Bench:
+    """What stays the same from net to net, and what has been found so far.
+
+    `peaks` are FLOPs a second, for each precision, of a large matrix product and a 3x3 convolution.
+    """
+
+    device: torch.device
+    repeats: int
+    implementations: list[Implementation]
+    say: Callable[[str], None]
+    peaks: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, nets: Sequence[Net], precisions: Sequence[str]) -> None:
+        for precision in precisions:
+            self.say(f"peaks of this machine in {precision}")
+            self.peaks[precision] = self._measure_peaks(DTYPES[precision])
+        for net in nets:
+            for precision in precisions:
+                subjects = self._prepare(net, precision)
+                for phase in PHASES:
+                    self._measure(net, precision, phase, subjects)
+
+    def _measure_peaks(self, dtype: torch.dtype) -> dict[str, float]:
+        """The fastest sample counts: a peak is what the machine can do when nothing disturbs it."""
+        size, batch = (8192, 256) if self.device.type == "cuda" else (1024, 8)
+        a, b = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in range(2))
+        x_BCHW = torch.randn(batch, 128, 32, 32, device=self.device, dtype=dtype)
+        weight = torch.randn(128, 128, 3, 3, device=self.device, dtype=dtype)
+        x_BCHW, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x_BCHW, weight))
+        with torch.inference_mode():
+            timings = self._time({"matmul": lambda: a @ b, "conv3x3": lambda: F.conv2d(x_BCHW, weight, padding=1)})
+        flops = {"matmul": 2 * size**3, "conv3x3": 2 * 9 * 128 * x_BCHW.numel()}
+        return {name: flops[name] / min(timing.seconds) for name, timing in timings.items()}
+
+    def _time(self, candidates: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+        if self.device.type == "cuda":
+            return interleave(candidates, repeats=self.repeats, wait=partial(torch.cuda.synchronize, self.device))
+        return interleave(candidates, repeats=self.repeats)
+
+    def _prepare(self, net: Net, precision: str) -> dict[str, Subject]:
+        """Each implementation's net after its first steps; a note where there is none."""
+        subjects = {}
+        for implementation in self.implementations:
+            self.say(f"{net.name} {precision}: first steps of {implementation.name}")
+            torch.manual_seed(0)
+            is_ours = implementation.path is None
+            try:
+                model = implementation.build(net)
+                if model is None:
+                    self.notes.append(f"{implementation.name} has no net like {net.name}, which is left out")
+                    continue
+                dtype = DTYPES[precision]
+                subject = Subject(
+                    model, net, is_ours=is_ours, device=self.device, dtype=dtype, in_graph=implementation.in_graph
+                )
+            except Exception as error:  # a file of the user's can fail in any way
+                if is_ours:
+                    raise
+                message = f"--against {implementation.path}: {net.name} in {precision} fails: "
+                raise ConfigError(f"{message}{type(error).__name__}: {error}") from error
+            subjects[implementation.name] = subject
+        return subjects
+
+    def _measure(self, net: Net, precision: str, phase: str, subjects: Mapping[str, Subject]) -> None:
+        """Add the rows of one net in one precision and phase, all implementations in turns."""
+        self.say(f"{net.name} {precision}: {phase}")
+        for subject in subjects.values():
+            subject.model.train(phase == "training")
+        timings = self._time({name: partial(subject.step, phase) for name, subject in subjects.items()})
+        others = [implementation.name for implementation in self.implementations if implementation.path is not None]
+        for name, subject in subjects.items():
+            # The counter does not see into a compiled net; it computes what the eager one does.
+            counted = subjects[OURS] if subject.is_ours else subject
+            flops = counted.count_flops(phase)
+            images_per_second = net.batch_size / timings[name].median
+            row = Row(
+                net=net.name,
+                precision=precision,
+                phase=phase,
+                implementation=name,
+                batch_size=net.batch_size,
+                image_size=net.image_size,
+                num_parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+                images_per_second=images_per_second,
+                spread=timings[name].spread,
+                seconds=timings[name].seconds,
+                flops_per_image=flops,
+                flops_per_second=flops * images_per_second,
+                share_of_peak=flops * images_per_second / max(self.peaks[precision].values()),
+                first_step_seconds=subject.first_step_seconds,
+                memory_mib=subject.memory_mib,
+                speed_ratios={o: timings[o].median / timings[name].median for o in others if o in subjects},
+                memory_ratios={o: subject.memory_mib / subjects[o].memory_mib for o in others if o in subjects},
+            )
+            self.rows.append(row)
+
+
+def print_model_bench(console: Console, report: Mapping[str, Any]) -> None:
+    """The report of `bench_model` as tables: conditions and peaks, then training, then inference."""
+    console.print(describe_machine(report["machine"]), markup=False, highlight=False, soft_wrap=True)
+    for precision, peaks in report["peaks"].items():
+        figures = ", ".join(f"{name} {format_figure(flops / 1e9)} GFLOP/s" for name, flops in peaks.items())
+        console.print(f"peak in {precision}: {figures}", highlight=False)
+    others = list(report["against"])
+    columns = [
+        *NAMES,
+        "images/s",
+        "spread",
+        "MFLOP/image",
+        "GFLOP/s",
+        "of peak",
+        *(f"speed /\n{name}" for name in others),
+    ]
+    for phase in PHASES:
+        title = f"\n{phase}, medians of {report['repeats']}"
+        rows = [_speed(row, others) for row in report["rows"] if row["phase"] == phase]
+        console.print(make_table(title, columns, rows, num_names=len(NAMES)), highlight=False)
+    columns = [*NAMES, "parameters", "first step s", "peak MiB", *(f"memory /\n{name}" for name in others)]
+    rows = [_memory(row, others) for row in report["rows"] if row["phase"] == "training"]
+    console.print(make_table("\nmemory of training", columns, rows, num_names=len(NAMES)), highlight=False)
+    for note in report["notes"]:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    net = f"{row['net']} {row['image_size']}x{row['image_size']} B{row['batch_size']}"
+    return [net, row["precision"], row["implementation"]]
+
+
+def _speed(row: Mapping[str, Any], others: Sequence[str]) -> list[str]:
+    return [
+        *_names(row),
+        format_figure(row["images_per_second"]),
+        f"{row['spread']:.1%}",
+        format_figure(row["flops_per_image"] / 1e6),
+        format_figure(row["flops_per_second"] / 1e9),
+        f"{row['share_of_peak']:.0%}",
+        *(format_figure(row["speed_ratios"].get(name), "x") for name in others),
+    ]
+
+
+def _memory(row: Mapping[str, Any], others: Sequence[str]) -> list[str]:
+    return [
+        *_names(row),
+        f"{row['num_parameters']:,}",
+        format_figure(row["first_step_seconds"]),
+        format_figure(row["memory_mib"]),
+        *(format_figure(row["memory_ratios"].get(name), "x") for name in others),
+    ]

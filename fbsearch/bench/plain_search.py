@@ -1,0 +1,139 @@
+"""The search as the tutorials of Optuna and PyTorch write it: what `bench trial --against-plain` measures against.
+
+One process, a DataLoader over transformed images, an eager loop, `study.optimize`. The network, the images and their
+split, the space, the sampler, the pruner and the seeds are the study file's. Meant to be plain: what is faster goes
+into the real thing.
+
+    python -m fbsearch.bench.plain_search STUDY.yaml --trials N --storage sqlite:///FILE
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+import torch
+import torch.nn.functional as F
+import typer
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
+
+from fbsearch.config.models import AugmentConfig, TrialConfig
+from fbsearch.config.study_file import StudyConfig, load_study
+from fbsearch.data.dataset import Dataset, Split, load_dataset
+from fbsearch.network.model import FractalBrainNet
+from fbsearch.study.study import make_pruner, make_sampler, sample
+from fbsearch.training.loop import choose_device
+from fbsearch.training.optimizers import make_scheduler
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+class Images(TorchDataset[tuple[torch.Tensor, int]]):
+    """Decoded images, each transformed when it is asked for."""
+
+    def __init__(self, split: Split, transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.images_NCHW, self.labels = split.images_NCHW, split.labels_N.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.images_NCHW[index]), self.labels[index]
+
+
+def make_transform(data: Dataset, augment: AugmentConfig) -> v2.Compose:
+    """uint8 [C, H, W] to normalised float32, changed at random as the study file says."""
+    steps: list[nn.Module] = []
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augment.shift:
+        steps.append(v2.RandomCrop(data.info.image_size, padding=augment.shift, padding_mode="reflect"))
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean_C.tolist(), data.std_C.tolist())]
+    if augment.cutout:
+        share = min(1.0, (augment.cutout / data.info.image_size) ** 2)
+        steps.append(v2.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0)))
+    return v2.Compose(steps)
+
+
+def objective(trial: optuna.Trial, study: StudyConfig, data: Dataset, device: torch.device) -> float:
+    """Train one network; the validation accuracy after its last epoch."""
+    config = study.trial(sample(trial, study), seed=study.search.seed + trial.number)
+    torch.manual_seed(config.seed)
+    info = data.info
+    model = FractalBrainNet(
+        config.model, num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size
+    ).to(device)
+    train_images = Images(data.train, make_transform(data, config.data.augment))
+    batch_size = config.train.batch_size
+    # A last batch of one image would stop BatchNorm.
+    is_enough = len(train_images) >= batch_size
+    train_loader = DataLoader(train_images, batch_size=batch_size, shuffle=True, drop_last=is_enough)
+    val_loader = DataLoader(Images(data.val, make_transform(data, AugmentConfig())), batch_size=256)
+    optimizer = make_optimizer(model, config)
+    scheduler = make_scheduler(optimizer, config.train, steps_per_epoch=len(train_loader))
+    accuracy = 0.0
+    for epoch in range(1, config.train.epochs + 1):
+        model.train()
+        for images, labels in train_loader:
+            images, labels = images.to(device), labels.to(device)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels, label_smoothing=config.train.label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            scheduler.step()
+        model.eval()
+        num_correct = 0
+        with torch.no_grad():
+            for images, labels in val_loader:
+                images, labels = images.to(device), labels.to(device)
+                num_correct += (model(images).argmax(dim=1) == labels).sum().item()
+        accuracy = num_correct / len(val_loader.dataset)  # type: ignore[arg-type]
+        trial.report(accuracy, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return accuracy
+
+
+def make_optimizer(model: nn.Module, config: TrialConfig) -> torch.optim.Optimizer:
+    """torch's optimiser of that name as it comes."""
+    train = config.train
+    values: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+    if train.optimizer == "sgd":
+        values |= {"momentum": train.momentum, "nesterov": train.momentum > 0}
+    elif train.optimizer == "rmsprop":
+        values["momentum"] = train.momentum
+    return OPTIMIZERS[train.optimizer](model.parameters(), **values)
+
+
+def main(
+    study_file: Path, trials: Annotated[int, typer.Option()], storage: Annotated[str, typer.Option()],
+    device: Annotated[str, typer.Option()] = "auto",
+) -> None:  # fmt: skip
+    """Search `study_file` the plain way: `trials` trials into a new study in `storage`; prints the seconds it took."""
+    config = load_study(study_file)
+    chosen = choose_device(device)
+    data = load_dataset(config.data, device="cpu", with_test=False)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=config.name,
+        direction="maximize",
+        sampler=make_sampler(config.search, num_trials=0),
+        pruner=make_pruner(config),
+    )
+    started = time.perf_counter()
+    study.optimize(lambda trial: objective(trial, config, data, chosen), n_trials=trials)
+    print(time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    typer.run(main)

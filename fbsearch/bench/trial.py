@@ -1,0 +1,147 @@
+"""Where a trial's seconds go: runs a study as its user would, in processes of its own, and reads what it left behind.
+
+Times are of a fresh database in a temporary folder. Processor time and memory are sampled from outside, so that what
+is measured is what ships. Must not know how a search works.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from optuna.trial import FrozenTrial
+from rich.console import Console
+
+from fbsearch.bench.common import describe_machine, machine, make_table
+from fbsearch.errors import SearchError
+from fbsearch.study.database import open_storage
+from fbsearch.study.study import load_study
+from fbsearch.study.trial_record import is_finished
+
+SECONDS_BETWEEN_SAMPLES = 0.25
+
+
+@dataclass
+class _Usage:
+    """Highest resident memory (MiB; shared pages count in each process) and the coordinator's processor seconds."""
+
+    coordinator_mib: float = 0.0
+    worker_mib: float = 0.0
+    coordinator_cpu_seconds: float = 0.0
+    workers: set[int] = field(default_factory=set)
+
+    def sample(self, coordinator: psutil.Process) -> None:
+        self.coordinator_mib = max(self.coordinator_mib, _resident_mib(coordinator))
+        times = coordinator.cpu_times()
+        self.coordinator_cpu_seconds = times.user + times.system
+        for child in coordinator.children():
+            # Workers only: multiprocessing has a helper process beside them.
+            if "spawn_main" in " ".join(child.cmdline()):
+                self.workers.add(child.pid)
+                self.worker_mib = max(self.worker_mib, _resident_mib(child))
+
+
+def _resident_mib(process: psutil.Process) -> float:
+    return float(process.memory_info().rss) / 2**20
+
+
+def bench_trial(study_file: Path, *, num_trials: int, repeats: int, workers: str, device: str) -> dict[str, Any]:
+    """Run `fbsearch run STUDY_FILE --trials num_trials` `repeats` times, with seeds 0, 1, ...; every run's figures.
+
+    The result has `machine`, `study_file` and `runs`. SearchError if a run fails.
+    """
+    runs = [
+        bench_run(study_file, num_trials=num_trials, workers=workers, device=device, seed=seed)
+        for seed in range(repeats)
+    ]
+    return {"machine": machine(), "study_file": str(study_file), "runs": runs}
+
+
+def print_trial_bench(console: Console, report: dict[str, Any]) -> None:
+    """The figures of `bench_trial` as a table: median, lowest and highest of the runs."""
+    runs = report["runs"]
+    console.print(describe_machine(report["machine"]), markup=False, highlight=False, soft_wrap=True)
+    rows = []
+    for key in runs[0]:
+        found = sorted(run[key] for run in runs)
+        rows.append((key, *(f"{value:,.4g}" for value in (statistics.median(found), found[0], found[-1]))))
+    title = f"{report['study_file']}: {runs[0]['num_trials']} trials, n = {len(runs)}"
+    console.print(make_table(title, ("", "median", "lowest", "highest"), rows))
+
+
+def bench_run(study_file: Path, *, num_trials: int, workers: str, device: str, seed: int) -> dict[str, Any]:
+    """One run in a new database, and its figures.
+
+    `overhead_share` is the part of the workers' busy time (from being handed a trial to its end) that was neither in
+    training steps nor in validation; `idle_share` the part of their time, from the first trial's start to the last's
+    end, in which they had no trial.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/bench.db"
+        arguments = ["--trials", str(num_trials), "--workers", workers, "--device", device, "--seed", str(seed)]
+        command = [sys.executable, "-m", "fbsearch", "run", str(study_file), *arguments, "--storage", url, "--json"]
+        started = time.perf_counter()
+        log = Path(folder, "log")
+        usage, output = _run(command, log)
+        seconds = time.perf_counter() - started
+        storage = open_storage(url)
+        trials = list(filter(is_finished, load_study(storage, None).get_trials(deepcopy=False)))
+        storage.engine.dispose()
+    return _figures(trials, usage, seconds=seconds, best=json.loads(output.splitlines()[-1])["best"]["value"])
+
+
+def _run(command: list[str], log: Path) -> tuple[_Usage, str]:
+    """Run a command to its end; what its processes used, and what it printed. SearchError if it fails."""
+    usage = _Usage()
+    output = log.with_suffix(".out")
+    with log.open("w") as errors, output.open("w") as lines:
+        process = subprocess.Popen(command, stdout=lines, stderr=errors, env=os.environ)
+        coordinator = psutil.Process(process.pid)
+        while process.poll() is None:
+            try:
+                usage.sample(coordinator)
+            except psutil.NoSuchProcess:
+                break  # it, or a worker, ended while it was looked at
+            time.sleep(SECONDS_BETWEEN_SAMPLES)
+    if process.wait() != 0:
+        raise SearchError(f"`{' '.join(command)}` failed: {log.read_text().strip().splitlines()[-1]}")
+    return usage, output.read_text()
+
+
+def _figures(trials: list[FrozenTrial], usage: _Usage, *, seconds: float, best: float) -> dict[str, Any]:
+    history = [epoch for trial in trials for epoch in trial.user_attrs["history"]]
+    steps, validation = (sum(epoch[key] for epoch in history) for key in ("step_seconds", "val_seconds"))
+    busy = sum(trial.user_attrs["seconds"] for trial in trials)
+    searching = search_seconds(trials)
+    return {
+        "num_trials": len(trials),
+        "num_workers": len(usage.workers),
+        "best_val_accuracy": best,
+        "seconds": seconds,
+        "startup_seconds": seconds - searching,
+        "search_seconds": searching,
+        "trials_per_hour": 3600 * len(trials) / searching,
+        "step_seconds": steps,
+        "val_seconds": validation,
+        "busy_seconds": busy,
+        "overhead_share": 1 - (steps + validation) / busy,
+        "idle_share": max(0.0, 1 - busy / (searching * len(usage.workers))),
+        "coordinator_cpu_share": usage.coordinator_cpu_seconds / seconds,
+        "coordinator_mib": usage.coordinator_mib,
+        "worker_mib": usage.worker_mib,
+    }
+
+
+def search_seconds(trials: Sequence[FrozenTrial]) -> float:
+    """Seconds from the first trial's start to the last one's end."""
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    return (max(ends) - min(starts)).total_seconds()

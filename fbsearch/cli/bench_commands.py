@@ -1,0 +1,133 @@
+"""The commands under `fbsearch bench`: how fast is it on this machine."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fbsearch.cli.options import AsJson, Device
+
+app = typer.Typer(help="Measure how fast it is on this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("model")
+def bench_model(
+    sizes: Annotated[
+        str, typer.Option(help="Of small, medium, large, xlarge and digits (the default study's); joined by commas.")
+    ] = "small,medium,digits",
+    precision: Annotated[str, typer.Option(help="Of fp32 and bf16; joined by commas.")] = "fp32,bf16",
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images a step, instead of each net's own.")] = None,
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Samples of each figure; medians are shown.")] = 7,
+    with_compile: Annotated[bool, typer.Option("--compile", help="Also through torch.compile (minutes).")] = False,
+    reference_form: Annotated[
+        bool,
+        typer.Option(
+            "--reference-form",
+            help="Ours with pooled attention and channel dropout as in the public reference, for equal work.",
+        ),
+    ] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A Python file that offers create_fractal_brain_net(model_size, num_classes, fractal_pattern), to "
+            "measure in turns with ours. The file is EXECUTED: name only what you trust. Can be repeated."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the network: speed of training steps and inference, FLOPs, memory, against the machine's peak."""
+    from rich.console import Console
+
+    from fbsearch.bench import model as bench
+    from fbsearch.bench.common import make_console
+
+    progress = Console(stderr=True, style="dim", highlight=False, markup=False)
+    report = bench.bench_model(
+        sizes=sizes.split(","),
+        precisions=precision.split(","),
+        batch_size=batch_size,
+        device=device,
+        num_threads=threads,
+        repeats=repeats,
+        compiled=with_compile,
+        reference_form=reference_form,
+        against=against or [],
+        say=progress.print,
+    )
+    if as_json:
+        print(json.dumps(report))
+    else:
+        bench.print_model_bench(make_console(), report)
+
+
+@app.command("trial")
+def bench_trial(
+    study_file: Annotated[Path, typer.Argument(help="The study file to search.")] = Path("studies/digits.yaml"),
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials of each run.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs, each in a new database; medians are shown.")] = 1,
+    workers: Annotated[str, typer.Option(help="auto, or a number of worker processes.")] = "auto",
+    device: Device = "auto",
+    against_plain: Annotated[
+        bool,
+        typer.Option(
+            "--against-plain",
+            help="Trials per hour against a plain script (eager loop, DataLoader, study.optimize), in turns.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure where a trial's seconds go: run a study as a user would, and look at its processes and its database."""
+    from fbsearch.bench import trial as bench
+    from fbsearch.bench.common import make_console
+
+    if against_plain:
+        from rich.console import Console
+
+        from fbsearch.bench import plain as bench_plain
+
+        say = Console(stderr=True, style="dim", highlight=False, markup=False).print
+        report = bench_plain.bench_against_plain(
+            study_file, num_trials=trials, repeats=repeats, workers=workers, device=device, say=say
+        )
+        if as_json:
+            print(json.dumps(report))
+        else:
+            bench_plain.print_plain_bench(make_console(), report)
+        return
+    report = bench.bench_trial(study_file, num_trials=trials, repeats=repeats, workers=workers, device=device)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        bench.print_trial_bench(make_console(), report)
+
+
+@app.command("search")
+def bench_search(
+    sizes: Annotated[
+        str, typer.Option(help="How many finished trials a study has when a trial is timed; joined by commas.")
+    ] = "0,1000,10000",
+    storage: Annotated[
+        str | None,
+        typer.Option(envvar="FBSEARCH_STORAGE", help="The database to measure; without it: a new SQLite file."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the coordinator and its database with simulated workers, which train nothing (minutes)."""
+    from rich.console import Console
+
+    from fbsearch.bench import search as bench
+    from fbsearch.bench.common import make_console
+    from fbsearch.study.database import storage_errors
+
+    if not all(size.strip().isdecimal() for size in sizes.split(",")):
+        raise typer.BadParameter(f"{sizes!r} is not numbers joined by commas", param_hint="--sizes")
+    progress = Console(stderr=True, style="dim", highlight=False, markup=False)
+    with storage_errors(storage or ""):
+        report = bench.bench_search(storage=storage, sizes=[int(size) for size in sizes.split(",")], say=progress.print)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        bench.print_search_bench(make_console(), report)

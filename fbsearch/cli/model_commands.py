@@ -1,0 +1,268 @@
+"""The commands that train and use networks: train, predict, export-model, summary, analyze, patterns."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Untrusted
+
+app = typer.Typer(rich_markup_mode=None)
+
+TrainedModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A folder that `fbsearch train` wrote, or the model.safetensors in it.")
+]
+
+
+class BaselineRecipe(StrEnum):
+    """How FractalNet is trained; `baselines.Recipe`, which would load torch here."""
+
+    SAME = "same"
+    PAPER = "paper"
+
+
+class BaselineName(StrEnum):
+    """What can be trained beside the search's result: `baselines.BASELINES`, which would load torch here."""
+
+    FRACTALNET = "fractalnet"
+    RESNET18 = "resnet18"
+    SMALL = "small"
+    MEDIUM = "medium"
+    RANDOM_SEARCH = "random_search"
+
+
+class ModelFormat(StrEnum):
+    """What `export-model` writes."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+
+
+@app.command()
+def train(
+    best: Annotated[Path, typer.Argument(help="A file that `fbsearch export` wrote.")],
+    rank: Annotated[int | None, typer.Option(min=1, help="Which configuration; 1, the best, by default.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="The best so many configurations instead of one.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times each: its own seed, then +1, +2 ...")] = 3,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the configuration's.")] = None,
+    keep_validation: Annotated[
+        bool, typer.Option("--keep-validation", help="Keep the validation images apart instead of training on them.")
+    ] = False,
+    early_stopping: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without a better validation accuracy.")
+    ] = None,
+    keep_best: Annotated[
+        bool | None,
+        typer.Option("--keep-best/--keep-last", help="Which epoch's weights; by default what the configuration says."),
+    ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also train FractalNet, ResNet-18, small, medium, a random search; compare."),
+    ] = False,
+    baseline: Annotated[
+        list[BaselineName] | None,
+        typer.Option(help="One of these instead of all, where all would take too long. Can be repeated."),
+    ] = None,
+    baseline_recipe: Annotated[
+        BaselineRecipe, typer.Option(help="How FractalNet is trained: same, as rank 1 | paper, 400 epochs of its own.")
+    ] = BaselineRecipe.SAME,
+    device: Device = "auto",
+    output: Annotated[Path, typer.Option(help="Folder; results go to OUTPUT/<study>/rank-<R>/seed-<S>.")] = Path(
+        "reports"
+    ),
+    untrusted: Untrusted = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train exported configurations at full budget and score them on the test split.
+
+    The same command goes on after the last whole epoch where one was killed; a finished seed is not trained again.
+    """
+    from rich.console import Console
+
+    from fbsearch.config.study_file import load_export
+    from fbsearch.config.trust import check_paths
+    from fbsearch.training import distributed
+    from fbsearch.winners import plan as runs
+    from fbsearch.winners import results
+    from fbsearch.winners.progress import View
+    from fbsearch.winners.retrain import Loader, retrain
+
+    if rank is not None and top is not None:
+        raise typer.BadParameter("--rank and --top cannot be used together", param_hint="--top")
+    settings = runs.Settings(
+        num_seeds=seeds,
+        epochs=epochs,
+        early_stopping=early_stopping,
+        keep_best=keep_best,
+        keep_validation=keep_validation,
+        output=output,
+    )
+    exported = load_export(best)
+    for config in exported.configs if untrusted else ():
+        check_paths(best, data=config.data, train=config.train)
+    configs = runs.choose_configs(exported, best, rank=rank, top=top)
+    names = list(BaselineName) if baselines else baseline or []
+    planned = runs.plan_runs(exported, configs, settings)
+    device = distributed.own_device(device)
+    try:
+        with distributed.join(device) as team, View(Console(stderr=as_json, quiet=not team.leads)) as view:
+            load = Loader(device, say=view.say)
+            winners = retrain(planned, load=load, view=view, team=team)
+            if names and team.leads:
+                from fbsearch.winners.baselines import Baselines, Recipe
+
+                recipe = Recipe(baseline_recipe)
+                outcomes = Baselines(
+                    exported, best, configs[0], settings, recipe, names=names, load=load, view=view
+                ).train()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if not team.leads:
+        return
+    console = Console(stderr=as_json)
+    folder = runs.study_folder(output, exported.study)
+    rows = results.summarize(folder)
+    content: dict[str, Any] = {"study": exported.study, "folder": str(folder), "configs": rows}
+    if not as_json:
+        results.print_summary(console, rows)
+    if names:
+        from fbsearch.winners import comparison
+
+        content["comparison"] = comparison.compare(winners, outcomes, recipe=baseline_recipe)
+        comparison.write_comparison(folder, content["comparison"])
+        if not as_json:
+            comparison.print_comparison(console, content["comparison"])
+    if as_json:
+        print(json.dumps(content))
+    else:
+        results.print_next(console, folder)
+
+
+@app.command()
+def predict(
+    model: TrainedModelPath,
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 3,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say what is on images. One that cannot be read is named, the rest go on, and the exit code is 1."""
+    from fbsearch.training.loop import choose_device
+    from fbsearch.winners import predict as prediction
+    from fbsearch.winners.checkpoint import load_model
+
+    loaded = load_model(model, device=choose_device(device))
+    answers = []
+    for answer in prediction.predict(loaded, prediction.find_images(images), top=top):
+        answers.append(answer)
+        if answer.error is not None:
+            print(f"error: {answer.path}: {answer.error}", file=sys.stderr)
+        elif not as_json:
+            print(f"{answer.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in answer.classes), flush=True)
+    if as_json:
+        print(json.dumps({"model": str(model), "images": [answer.as_dict() for answer in answers]}))
+    raise typer.Exit(1 if any(answer.error for answer in answers) else 0)
+
+
+@app.command("export-model")
+def export_model(
+    model: TrainedModelPath,
+    output_format: Annotated[
+        ModelFormat, typer.Option("--format", help="onnx, or torch: a program of torch.export (.pt2).")
+    ],
+    output: Annotated[Path | None, typer.Option(help="The file to write; without it, in the model's folder.")] = None,
+) -> None:
+    """Write a trained network for other programs: images in [0, 1] to logits, any batch size.
+
+    What was written gives the live network's outputs, or it is not kept.
+    """
+    from fbsearch.winners import checkpoint
+
+    loaded = checkpoint.load_model(model)
+    path = output or loaded.folder / f"model{checkpoint.EXPORT_ENDINGS[output_format.value]}"
+    worst = checkpoint.export_model(loaded, path, kind=output_format.value)
+    card = loaded.card
+    print(
+        f"{path}: images float32 [batch, {card.in_channels}, {card.image_size}, {card.image_size}] in [0, 1] to logits "
+        f"[batch, {card.num_classes}]; differs from the live network by {worst:.1g} of the largest logit"
+    )
+
+
+@app.command()
+def summary(
+    file: Annotated[Path, typer.Argument(help="An export, or a trained model's folder or weights.")],
+    rank: Annotated[int, typer.Option(min=1, help="Which configuration of an export.")] = 1,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the architecture into this SVG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a network's parts with their shapes, parameters and FLOPs."""
+    from rich.console import Console
+
+    from fbsearch.pictures import architecture as drawings
+    from fbsearch.winners.checkpoint import find_config, write_bytes
+
+    config, title = find_config(file, rank=rank)
+    shape = {"num_classes": config.num_classes, "in_channels": config.in_channels, "image_size": config.image_size}
+    layers = drawings.list_layers(config.model, **shape)
+    if plot is not None:
+        write_bytes(plot, drawings.draw_architecture(config, layers, title=title).encode())
+    if as_json:
+        print(json.dumps(drawings.layers_as_dict(layers) | shape))
+        return
+    console = Console()
+    console.print(drawings.layer_table(layers, title=title))
+    if plot is not None:
+        console.print(f"{plot}: the architecture", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def analyze(
+    file: Annotated[Path, typer.Argument(help="A file that `fbsearch export` wrote.")],
+    rank: Annotated[int, typer.Option(min=1, help="Which of its configurations.")] = 1,
+    images: Annotated[int, typer.Option(min=1, max=64, help="Validation images to draw.")] = 8,
+    output: Annotated[Path | None, typer.Option(help="Folder; without it: reports/<study>/analysis.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Weights to load instead of training: safetensors, or a state dict from torch.save."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare a configuration's trained net with the untrained one, stage by stage, and draw what it looks through.
+
+    An export holds no weights: the net is trained for its epochs first, unless --checkpoint names them.
+    """
+    from rich.console import Console
+
+    from fbsearch.winners.analysis import analyze_export
+
+    console = Console(highlight=False, markup=False)
+    found = analyze_export(
+        file,
+        rank=rank,
+        num_images=images,
+        output=output,
+        checkpoint=checkpoint,
+        device=device,
+        say=lambda text: console.print(text, soft_wrap=True),
+    )
+    for table in found.tables:
+        console.print()
+        console.print(table)
+    for path in found.paths:
+        console.print(f"{path}: written", soft_wrap=True)
+
+
+@app.command()
+def patterns(
+    output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("patterns.png"),
+    size: Annotated[int, typer.Option(min=1, max=2048, help="Pixels of one pattern.")] = 256,
+) -> None:
+    """Draw the five fractal patterns side by side."""
+    from fbsearch.pictures.maps import draw_patterns
+
+    draw_patterns(output, size=size)
+    print(f"{output}: the five patterns at {size} x {size}")

@@ -1,0 +1,273 @@
+"""What a search may vary: dimensions under the dotted names of ModelConfig and TrainConfig.
+
+Knows nothing of Optuna; `study` turns these dimensions into suggestions. Every value a dimension can take is checked
+here against the field it stands for, so that a bad one is found when the file is read and not in the 80th trial.
+"""
+
+import difflib
+import itertools
+import json
+import math
+import random
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, model_validator
+
+from fbsearch.config.models import ModelConfig, Strict, TrainConfig
+
+SECTIONS: dict[str, type[Strict]] = {"model": ModelConfig, "train": TrainConfig}
+# What changes no result: never searched, and free to change when a study is resumed.
+NO_SETTINGS = ("train.tensorboard", "train.cuda_graph")
+FIELDS = tuple(
+    f"{section}.{field}"
+    for section, model in SECTIONS.items()
+    for field in model.model_fields
+    if f"{section}.{field}" not in NO_SETTINGS
+)
+LEVELS = "model.fractal_levels"
+# An integer range is checked value by value up to this many values, beyond that at its two ends.
+MAX_CHECKED_VALUES = 4096
+# A dimension of a grid has at most this many values.
+MAX_GRID = 100_000
+
+
+def choice_label(value: Any) -> str | int | float | bool | None:
+    """The form of a choice that a database can hold: lists become JSON text, everything else stays as it is.
+
+    ValueError for what no field can hold.
+    """
+    if isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+        return json.dumps(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise ValueError(f"{value!r} cannot be a choice: write text, a number, true, false, null or a list of integers")
+
+
+def _check_number(value: Any) -> int | float:
+    """An integer stays one, so that a file that is written again shows 8 and not 8.0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Number = Annotated[int | float, PlainValidator(_check_number, json_schema_input_type=float)]
+
+
+class RangeSpace(Strict):
+    """Numbers from `low` to `high`, both included."""
+
+    low: Number
+    high: Number
+    log: bool = False
+    step: Number | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "RangeSpace":
+        if self.step is not None and self.step <= 0:
+            raise ValueError(f"step must be greater than 0, not {self.step:g}")
+        if self.low >= self.high:
+            raise ValueError(f"empty range: low {self.low:g} must be below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs a low above 0, not {self.low:g}: the logarithm of 0 does not exist")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other: take one of them, or write `choices`")
+        if self.step is not None and not _is_multiple(self.high - self.low, self.step):
+            raise ValueError(
+                f"high {self.high:g} is not low {self.low:g} plus a whole number of steps of {self.step:g}"
+            )
+        return self
+
+
+class ChoiceSpace(Strict):
+    """One of a list of values."""
+
+    choices: tuple[Any, ...] = Field(min_length=1, strict=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ChoiceSpace":
+        labels = [choice_label(value) for value in self.choices]
+        if len(set(labels)) < len(labels):
+            raise ValueError("each choice may stand there only once")
+        return self
+
+
+class LevelsSpace(Strict):
+    """Fractal level depths: a number of stages, and then, for each stage that there is, a level."""
+
+    num_stages: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(min_length=1, strict=False)
+    level: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(min_length=1, strict=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> "LevelsSpace":
+        for key in ("num_stages", "level"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise ValueError(f"each value of {key} may stand there only once")
+        return self
+
+    def count(self) -> int:
+        """How many tuples of levels there are."""
+        return sum(len(self.level) ** n for n in self.num_stages)
+
+    def combinations(self) -> list[tuple[int, ...]]:
+        """Every tuple of levels, in the order of `num_stages` and `level`."""
+        return [levels for n in self.num_stages for levels in itertools.product(self.level, repeat=n)]
+
+
+def _kind(value: Any) -> str | None:
+    keys = value if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, Strict) else ()
+    if "choices" in keys:
+        return "<choices>"
+    if "num_stages" in keys or "level" in keys:
+        return "<levels>"
+    return "<range>" if "low" in keys or "high" in keys else None
+
+
+Dimension = Annotated[
+    Annotated[RangeSpace, Tag("<range>")]
+    | Annotated[ChoiceSpace, Tag("<choices>")]
+    | Annotated[LevelsSpace, Tag("<levels>")],
+    Discriminator(
+        _kind,
+        custom_error_type="dimension",
+        custom_error_message="write {low: ..., high: ...}, {choices: [...]} or, for model.fractal_levels, "
+        "{num_stages: [...], level: [...]}",
+    ),
+]
+
+DEFAULT_SPACE: dict[str, Any] = {
+    LEVELS: LevelsSpace(num_stages=(1, 2), level=(1, 2)),
+    "model.base_channels": ChoiceSpace(choices=(8, 16, 24)),
+    "model.pattern": ChoiceSpace(choices=("mandelbrot", "sierpinski", "julia", "cantor", "dragon_curve")),
+    "train.learning_rate": RangeSpace(low=0.003, high=0.05, log=True),
+}
+
+
+def _annotation(name: str) -> Any:
+    section, field = name.split(".")
+    return SECTIONS[section].model_fields[field].annotation
+
+
+def is_integer(name: str) -> bool:
+    """Whether the field of the dotted `name` holds whole numbers."""
+    return int in (_annotation(name), *typing.get_args(_annotation(name)))
+
+
+def _is_float(name: str) -> bool:
+    return float in (_annotation(name), *typing.get_args(_annotation(name)))
+
+
+def check_space(space: Mapping[str, Any]) -> list[str]:
+    """Everything wrong with a space, as lines that begin with the key; an empty list where all is well."""
+    problems = []
+    for name, dimension in space.items():
+        if name not in FIELDS:
+            close = difflib.get_close_matches(name, FIELDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(FIELDS)
+            problems.append(f"space.{name}: there is no such field; {hint}")
+        elif isinstance(dimension, LevelsSpace) and name != LEVELS:
+            problems.append(f"space.{name}: num_stages and level belong to {LEVELS}; write low and high, or choices")
+        else:
+            problems += _check_dimension(name, dimension)
+    return problems
+
+
+def _check_dimension(name: str, dimension: Any) -> list[str]:
+    if isinstance(dimension, RangeSpace) and not (is_integer(name) or _is_float(name)):
+        return [f"space.{name}: this field is no number; write choices"]
+    if isinstance(dimension, RangeSpace) and is_integer(name):
+        for key in ("low", "high", "step"):
+            value = getattr(dimension, key)
+            if value is not None and value != int(value):
+                return [f"space.{name}.{key}: must be a whole number, not {value:g}"]
+    for value in values(name, dimension, most=MAX_CHECKED_VALUES):
+        problem = _check_value(name, value)
+        if problem:
+            return [f"space.{name}: {problem}"]
+    return []
+
+
+def _check_value(name: str, value: Any) -> str | None:
+    section, field = name.split(".")
+    try:
+        # model_construct leaves checks between fields to whole configurations; here one field is judged alone.
+        SECTIONS[section].__pydantic_validator__.validate_assignment(SECTIONS[section].model_construct(), field, value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["loc"][:1] == (field,):
+            return f"{value!r} cannot be used: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return None
+
+
+def values(name: str, dimension: Any, *, most: int) -> list[Any]:
+    """The values of a dimension: all of them up to `most`, otherwise, and for continuous ranges, the two ends."""
+    if isinstance(dimension, ChoiceSpace):
+        return list(dimension.choices)
+    if isinstance(dimension, LevelsSpace):
+        return _level_ends(dimension) if most < dimension.count() else dimension.combinations()
+    number = int if is_integer(name) else float
+    step = dimension.step or (1 if is_integer(name) else None)
+    if step is None or (dimension.high - dimension.low) / step + 1 > most:
+        return [number(dimension.low), number(dimension.high)]
+    count = round((dimension.high - dimension.low) / step) + 1
+    return [number(dimension.low + i * step) for i in range(count)]
+
+
+def _level_ends(dimension: LevelsSpace) -> list[tuple[int, ...]]:
+    ends = (min(dimension.level), max(dimension.level))
+    return [(level,) * n for n in dimension.num_stages for level in dict.fromkeys(ends)]
+
+
+def _ends(name: str, dimension: Any) -> list[Any]:
+    """The extreme values of a dimension; every one of a choice that has no order."""
+    if isinstance(dimension, LevelsSpace):
+        return _level_ends(dimension)
+    found = values(name, dimension, most=2)
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in found):
+        return list(dict.fromkeys((min(found), max(found))))
+    return found
+
+
+def corners(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the extreme values of all dimensions, as {dotted name: value}."""
+    for combination in itertools.product(*(_ends(name, dimension) for name, dimension in space.items())):
+        yield dict(zip(space, combination, strict=True))
+
+
+def grid_points(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every point of a space without continuous ranges, as {dotted name: value}; ValueError if there is one."""
+    axes = []
+    for name, dimension in space.items():
+        if isinstance(dimension, RangeSpace) and dimension.step is None and (dimension.log or not is_integer(name)):
+            raise ValueError(f"space.{name}: a grid needs `step` or `choices` here, a continuous range has no end")
+        axes.append(values(name, dimension, most=MAX_GRID))
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def draw_point(space: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A point of a space as {dotted name: value}, each dimension drawn evenly; by ratios where a range is `log`."""
+    return {name: _draw(name, dimension, rng) for name, dimension in space.items()}
+
+
+def _draw(name: str, dimension: Any, rng: random.Random) -> Any:
+    if isinstance(dimension, ChoiceSpace):
+        return rng.choice(dimension.choices)
+    if isinstance(dimension, LevelsSpace):
+        return tuple(rng.choice(dimension.level) for _ in range(rng.choice(dimension.num_stages)))
+    low, high = dimension.low, dimension.high
+    if dimension.log:
+        # A whole number stands for all that is rounded to it, so that the ends are not drawn half as often.
+        margin = 0.5 if is_integer(name) else 0
+        value = math.exp(rng.uniform(math.log(low - margin), math.log(high + margin)))
+        value = min(max(round(value) if is_integer(name) else value, low), high)
+    elif is_integer(name) or dimension.step is not None:
+        step = dimension.step or 1
+        value = low + step * rng.randint(0, round((high - low) / step))
+    else:
+        value = rng.uniform(low, high)
+    return int(value) if is_integer(name) else float(value)
+
+
+def _is_multiple(value: float, step: float) -> bool:
+    return abs(value / step - round(value / step)) < 1e-6

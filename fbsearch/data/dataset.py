@@ -1,0 +1,366 @@
+"""Data sets: from their files to uint8 tensors on the device, split once; batches of them.
+
+The validation split decides between trials; the test split is for the end. Must not know networks, losses or trials,
+nor how images are changed (`augment`), decoded (`decode`) or kept on disk (`cache`).
+
+Shapes: N images of a split, B images of a batch, M rows that were picked, K classes, C channels, H height, W width.
+"""
+
+import importlib.util
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fbsearch.config.models import DataConfig
+from fbsearch.data.decode import Bytes, probe
+from fbsearch.data.image_cache import Notice, cache_lock, load_images
+from fbsearch.data.image_tree import ImageFiles, ImageTree, Ints, scan_tree
+from fbsearch.data.split import choose_validation, limit, pick
+from fbsearch.errors import DataError
+from fbsearch.messages import DatasetInfo
+
+# Images of a validation step: without gradients, more fit than in training.
+VALIDATION_BATCH = 256
+DIGITS_TEST = 360
+DIGITS_TEST_SEED = 1797  # fixed: whatever the study's seed, the test images are the same 360
+COPY_BYTES = 2**26
+STATISTICS_VALUES = 2**18  # 2 MiB of float64 stay in the cache: 0.1 s for CIFAR-10, with 60 MiB 0.6 s
+DIGITS_SHAPE = (10, 1, 8)  # classes, channels, pixels along a side
+TORCHVISION = {  # its class, and the same three numbers
+    "mnist": ("MNIST", (10, 1, 28)),
+    "fashion_mnist": ("FashionMNIST", (10, 1, 28)),
+    "kmnist": ("KMNIST", (10, 1, 28)),
+    "cifar10": ("CIFAR10", (10, 3, 32)),
+    "cifar100": ("CIFAR100", (100, 3, 32)),
+    "svhn": ("SVHN", (10, 3, 32)),
+}
+DOWNLOAD_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images as stored, uint8 in channels_last memory, and their labels, int64; both on the device."""
+
+    images_NCHW: torch.Tensor
+    labels_N: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set on a device. `mean_C` and `std_C` (float32, of values in [0, 1]) are of the training split alone."""
+
+    info: DatasetInfo
+    train: Split
+    val: Split
+    test: Split | None
+    mean_C: torch.Tensor
+    std_C: torch.Tensor
+
+    def normalise(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, C, H, W] to float32 of the same shape, channels_last, mean 0 and deviation 1 on the training split.
+
+        A channel that is constant there is only centred.
+        """
+        x_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
+        return x_BCHW.sub_(self.mean_C.mul(255).view(-1, 1, 1)).div_(self.std_C.mul(255).view(-1, 1, 1))
+
+
+def load_dataset(
+    config: DataConfig,
+    *,
+    device: torch.device | str = "cpu",
+    with_test: bool = True,
+    on_progress: Notice | None = None,
+) -> Dataset:
+    """Read, split and move a data set to `device`.
+
+    `limit` picks from the training images, then the validation split is taken from what is left; both stratified,
+    both from `config.seed` and the same on every machine. `digits` has no official test split: 360 fixed images are
+    its own. A folder's val/ replaces the split, its test/ is the test split.
+
+    Args:
+        with_test: False leaves `test` None and, for a folder, undecoded; `info.num_test` counts it all the same.
+        on_progress: Gets one-line texts while images are decoded or downloaded.
+
+    `digits` and `folder` need no network and no torchvision. torchvision's data sets are downloaded to `config.root`
+    when absent (its own progress bar, on stderr) and checked against its MD5 sums; CIFAR's files are pickles, read by
+    torchvision after that check. Images of both kinds are resized to `image_size` where that differs.
+
+    Raises DataError for data that are absent, broken or too few, naming path, key and way out. Writes to the cache
+    (`folder`) and to `root` (torchvision's).
+    """
+    notice = on_progress or _say_nothing
+    if config.name == "digits":
+        source = _read_digits()
+    elif config.name == "folder":
+        source = _read_folder(config, with_test=with_test, notice=notice)
+    else:
+        source = _read_torchvision(config, notice=notice)
+    least = 1 if source.val else 2
+    train = source.train.take(limit(source.train.labels_M, config, names=source.class_names, least=least))
+    val = source.val
+    if val is None:
+        val_M = choose_validation(train.labels_M, config)
+        train, val = train.take(np.setdiff1d(np.arange(len(train.rows_M)), val_M)), train.take(val_M)
+    test = source.test if with_test else None
+    return _move(replace(source, train=train, test=test), val, image_size=config.image_size, device=device)
+
+
+def peek_shape(config: DataConfig) -> dict[str, int]:
+    """`num_classes`, `in_channels` and `image_size` (pixels) as `load_dataset(config).info` will have them.
+
+    Nothing is decoded, downloaded or written. The shapes of `digits` and of torchvision's data sets are known without
+    their files. A folder is scanned and the headers of its training images are read by the rule of loading: one in a
+    colour tree, all in a grey one (a local disk gives 40,000 a second). Broken images and sizes that differ from the
+    first image's are not noticed.
+
+    Raises DataError as `load_dataset` does for a folder that is no image tree, has too few images or none that can be
+    opened, or whose first image is not square with `image_size` null.
+    """
+    if config.name == "folder":
+        tree = _scan_folder(config)
+        names = [file.name for file in tree.train.files]
+        target, _ = probe(tree.train.folder, names, image_size=config.image_size, channels=None)
+        num_classes, in_channels, side = len(tree.class_names), target.channels, target.side
+    else:
+        num_classes, in_channels, side = DIGITS_SHAPE if config.name == "digits" else TORCHVISION[config.name][1]
+    return {"num_classes": num_classes, "in_channels": in_channels, "image_size": config.image_size or side}
+
+
+def _say_nothing(_text: str) -> None:
+    pass
+
+
+# ---------------------------------------------------------------------------------------------------- on the device
+
+
+def count_batches(num_images: int, *, batch_size: int) -> int:
+    """How many batches `batches` gives: whole ones, a rest only if it is more than half of one, and at least one."""
+    return max(1, (num_images + (batch_size - 1) // 2) // batch_size)
+
+
+def batches(
+    split: Split, *, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One epoch in random order: uint8 [B, C, H, W] in channels_last and int64 [B], `count_batches` times.
+
+    A rest of at most half a batch is left out: its BatchNorm statistics would be poor and each of its images would
+    weigh more than twice as much as the others. In the next epoch other images are the rest. The order depends on the
+    generator's device and not on the split's.
+    """
+    num_images = len(split.labels_N)
+    order_N = torch.randperm(num_images, generator=generator, device=generator.device).to(split.labels_N.device)
+    images_NHWC = split.images_NCHW.permute(0, 2, 3, 1)  # contiguous: rows are copied whole, ten times as fast
+    for start in range(0, count_batches(num_images, batch_size=batch_size) * batch_size, batch_size):
+        rows_B = order_N[start : start + batch_size]
+        yield images_NHWC.index_select(0, rows_B).permute(0, 3, 1, 2), split.labels_N.index_select(0, rows_B)
+
+
+# -------------------------------------------------------------------------------------------------------- the sources
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Images on the host, of which `rows_M` (ascending) are meant. `images_NHWC` is uint8, maybe mapped from disk."""
+
+    images_NHWC: Bytes
+    labels_N: Ints
+    rows_M: Ints
+
+    @property
+    def labels_M(self) -> Ints:
+        return self.labels_N[self.rows_M]
+
+    def take(self, places: Ints) -> "_Part":
+        return replace(self, rows_M=self.rows_M[places])
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A data set on the host; `val` is None where it is still to be split off."""
+
+    class_names: tuple[str, ...]
+    train: _Part
+    val: _Part | None
+    test: _Part | None
+    num_test: int
+    num_broken: int = 0
+
+
+def _whole(images_NHWC: Bytes, labels_N: Ints) -> _Part:
+    return _Part(images_NHWC, labels_N, np.arange(len(labels_N)))
+
+
+def _read_digits() -> _Source:
+    """scikit-learn's 1,797 digits, 8x8, grey, 0..16 scaled to 0..255.
+
+    The file is read directly: importing sklearn.datasets takes 2 s (scipy, pandas) and the file 2 ms.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    assert spec and spec.submodule_search_locations, "scikit-learn is a dependency"
+    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+    images_NHWC = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    whole = _whole(images_NHWC, table[:, -1])
+    rng = np.random.default_rng(DIGITS_TEST_SEED)
+    test_M = pick(whole.labels_M, DIGITS_TEST, low=1, spare=1, rng=rng)
+    train = whole.take(np.setdiff1d(whole.rows_M, test_M))
+    names = tuple(str(digit) for digit in range(10))
+    return _Source(names, train=train, val=None, test=whole.take(test_M), num_test=DIGITS_TEST)
+
+
+def _scan_folder(config: DataConfig) -> ImageTree:
+    """The image tree with only those training images that `limit` leaves."""
+    tree = scan_tree(config.root)
+    least = 1 if tree.val else 2
+    rows = limit(tree.train.labels_N, config, names=tree.class_names, least=least)
+    return replace(tree, train=tree.train.take(rows))
+
+
+def _read_folder(config: DataConfig, *, with_test: bool, notice: Notice) -> _Source:
+    """An image tree, decoded or from the cache. `limit` is applied before decoding."""
+    tree = _scan_folder(config)
+
+    def load(files: ImageFiles, channels: int | None) -> tuple[_Part, int]:
+        decoded = load_images(
+            files, image_size=config.image_size, channels=channels, skip_broken=config.skip_broken, notice=notice
+        )
+        part = _whole(decoded.images_NHWC, files.labels_N)
+        part = part.take(np.setdiff1d(part.rows_M, decoded.broken_M))
+        if not len(part.rows_M):
+            raise DataError(f"data.root: every image under {files.folder} is broken.")
+        return part, len(decoded.broken_M)
+
+    train, num_broken = load(tree.train, None)
+    channels = train.images_NHWC.shape[-1]
+    val = test = None
+    if tree.val:
+        val, num_broken_val = load(tree.val, channels)
+        num_broken += num_broken_val
+    if tree.test and with_test:
+        test, num_broken_test = load(tree.test, channels)
+        num_broken += num_broken_test
+    num_test = len(test.rows_M) if test else len(tree.test.files) if tree.test else 0
+    return _Source(tree.class_names, train=train, val=val, test=test, num_test=num_test, num_broken=num_broken)
+
+
+def _read_torchvision(config: DataConfig, *, notice: Notice) -> _Source:
+    """One of torchvision's data sets, downloaded to `config.root` if it is not there. Its import takes seconds."""
+    from torchvision import datasets
+
+    root = Path(config.root).expanduser().resolve()
+    kind = getattr(datasets, TORCHVISION[config.name][0])
+    notice(f"looking for {config.name} in {root}; if it is not there, it is downloaded")
+    waiting = f"another process may be downloading {config.name}: waiting for it"
+    with cache_lock(f"download-{config.name}", waiting=waiting, notice=notice):
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none: a dead network would hang it
+        try:
+            if config.name == "svhn":
+                train, test = (kind(root, split=split, download=True) for split in ("train", "test"))
+            else:
+                train, test = (kind(root, train=train, download=True) for train in (True, False))
+        except Exception as error:  # whatever urllib, tarfile, gzip and torchvision's own readers let through
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"data.name: {config.name} is not whole in {root} (data.root) and could not be downloaded: {reason}. "
+                "If its files there are damaged, delete them. Without a network, `name: digits` (nothing to "
+                "download) and `name: folder` (your own images) work."
+            ) from error
+        finally:
+            socket.setdefaulttimeout(timeout)
+    names = tuple(getattr(train, "classes", map(str, range(10))))
+    test_part = _torchvision_part(test)
+    return _Source(names, _torchvision_part(train), val=None, test=test_part, num_test=len(test_part.rows_M))
+
+
+def _torchvision_part(dataset: Any) -> _Part:
+    images = np.asarray(dataset.data)
+    if images.ndim == 3:  # the MNIST family: N, H, W
+        images = images[..., None]
+    elif images.shape[-1] != 3:  # SVHN: N, C, H, W
+        images = images.transpose(0, 2, 3, 1)
+    labels = dataset.labels if hasattr(dataset, "labels") else dataset.targets
+    return _whole(images, np.asarray(labels, dtype=np.int64))
+
+
+# --------------------------------------------------------------------------------------------------- onto the device
+
+
+def _move(source: _Source, val: _Part, *, image_size: int | None, device: torch.device | str) -> Dataset:
+    """Copy the parts to the device, resized where `image_size` differs from theirs, and take the statistics."""
+    shape = source.train.images_NHWC.shape[1:]
+    for part, name in ((val, "val"), (source.test, "test")):
+        if part and part.images_NHWC.shape[1:] != shape:
+            raise DataError(
+                f"data.image_size: null takes images as they are, but train/ has {shape[0]} pixels and {name}/ "
+                f"{part.images_NHWC.shape[1]}. Write a size for both, such as `image_size: {shape[0]}`."
+            )
+    side = image_size or shape[0]
+    train = _to_device(source.train, side, device)
+    mean_C, std_C = _statistics(train.images_NCHW)
+    info = DatasetInfo(
+        num_classes=len(source.class_names),
+        in_channels=shape[2],
+        image_size=side,
+        num_train=len(train.labels_N),
+        num_val=len(val.rows_M),
+        num_test=source.num_test,
+        class_names=source.class_names,
+        num_broken=source.num_broken,
+    )
+    test = _to_device(source.test, side, device) if source.test else None
+    return Dataset(info, train, _to_device(val, side, device), test, mean_C, std_C)
+
+
+def _to_device(part: _Part, side: int, device: torch.device | str) -> Split:
+    """The part's rows, a piece at a time, so that the host never holds a second copy."""
+    _, height, width, channels = part.images_NHWC.shape
+    num_images = len(part.rows_M)
+    images_NHWC = torch.empty((num_images, side, side, channels), dtype=torch.uint8, device=device)
+    step = max(1, COPY_BYTES // (height * width * channels))
+    for start in range(0, num_images, step):
+        piece_NHWC = torch.from_numpy(np.asarray(part.images_NHWC[part.rows_M[start : start + step]]))
+        if (height, width) != (side, side):
+            piece_NHWC = _resize(piece_NHWC, side)
+        images_NHWC[start : start + step] = piece_NHWC
+    return Split(images_NHWC.permute(0, 3, 1, 2), torch.from_numpy(part.labels_M).to(device))
+
+
+def _resize(images_NHWC: torch.Tensor, side: int) -> torch.Tensor:
+    """Bicubic and antialiased, as `folder` does it with Pillow; uint8 in and out, on the host."""
+    x_NCHW = images_NHWC.permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(x_NCHW, size=(side, side), mode="bicubic", antialias=True)
+    return resized.permute(0, 2, 3, 1)
+
+
+def _statistics(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each channel, float32, of values in [0, 1]; 1 for a deviation of 0.
+
+    The sums of whole numbers are exact in float64 (below 2**53), so they are the same on every device.
+    """
+    images_NHWC = images_NCHW.permute(0, 2, 3, 1)
+    num_images, height, width, channels = images_NHWC.shape
+    sum_C = torch.zeros(channels, dtype=torch.float64, device=images_NCHW.device)
+    squares_C = torch.zeros_like(sum_C)
+    step = max(1, STATISTICS_VALUES // (height * width * channels))
+    for start in range(0, num_images, step):
+        values_NHWC = images_NHWC[start : start + step].to(torch.float64)
+        sum_C += values_NHWC.sum((0, 1, 2))
+        squares_C += values_NHWC.square_().sum((0, 1, 2))
+    count = num_images * height * width
+    mean_C = sum_C / count
+    std_C = (squares_C / count - mean_C.square()).clamp_min(0).sqrt()
+    std_C = torch.where(std_C > 0, std_C / 255, 1.0)
+    return (mean_C / 255).to(torch.float32), std_C.to(torch.float32)
+
+
+def evenly_spaced_rows(num_images: int, count: int) -> Tensor:
+    """The rows of `count` images spread evenly over a split, or of all: the same for the same split."""
+    return torch.linspace(0, num_images - 1, min(count, num_images)).round().long()

@@ -1,0 +1,318 @@
+"""Pictures and figures of what the network looks through: its fractal masks, and its maps before and after training.
+
+Knows nothing of studies, trials or training: nets and images are given. Torch is imported by the functions that are
+given nets, so that patterns are drawn without it.
+
+Shapes: N images, B images of a batch, C channels, H height, W width.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.colors
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from fbsearch.config.models import FractalPatternType
+from fbsearch.network.patterns import generate_pattern
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fbsearch.network.model import FractalBrainNet, PatternAnalysis
+
+GAP_PIXELS = 12
+LABEL_PIXELS = 28
+TILE_PIXELS = 112
+FONT_PIXELS = 14
+NAME_CHARACTERS = 24
+DIMENSION_PIXELS = 512
+# What the specification says of the limit sets; it gives no value for Mandelbrot and Julia.
+THEORETICAL_DIMENSIONS = {
+    FractalPatternType.SIERPINSKI: math.log(3, 2),
+    FractalPatternType.CANTOR: math.log(4, 3),
+    FractalPatternType.DRAGON_CURVE: 2.0,
+}
+BANDS = ("alpha: m", "beta: 1 - m", "gamma: m / 2", "theta: sin(pi m)")
+
+
+# ------------------------------------------------------------------------------------------------------- the patterns
+
+
+def color(mask_HW: NDArray[np.float32]) -> Image.Image:
+    """A mask in [0, 1] as a picture in the colours of plotly's Magma, dark for 0."""
+    stops = np.linspace(0, 1, 256)
+    scale = plotly.colors.sample_colorscale("Magma", stops.tolist(), colortype="tuple")
+    palette = (np.array(scale) * 255).round().astype(np.uint8)
+    return Image.fromarray(palette[(mask_HW * 255).round().astype(np.uint8)])
+
+
+def draw_patterns(path: Path, *, size: int) -> None:
+    """Write a PNG of the five patterns side by side, each `size` pixels square, with their names below."""
+    step = size + GAP_PIXELS
+    width = step * len(FractalPatternType) + GAP_PIXELS
+    picture = Image.new("RGB", (width, size + 2 * GAP_PIXELS + LABEL_PIXELS), "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(8, min(18, size // 8)))
+    for index, pattern in enumerate(FractalPatternType):
+        left = GAP_PIXELS + index * step
+        picture.paste(color(generate_pattern(pattern, size, size)), (left, GAP_PIXELS))
+        below = (left + size // 2, size + GAP_PIXELS + LABEL_PIXELS // 2)
+        draw.text(below, pattern.value, fill="black", font=font, anchor="mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, format="PNG")
+
+
+@dataclass(frozen=True)
+class BoxCount:
+    """How many boxes of a grid a set touches, for grids of more and more boxes a side."""
+
+    boxes_per_side: tuple[int, ...]
+    num_touched: tuple[int, ...]
+
+    @property
+    def num_fitted(self) -> int:
+        """How many of the grids, the finest, give the slope: half. The dimension is a limit for small boxes."""
+        return max(2, (len(self.boxes_per_side) + 1) // 2)
+
+    @property
+    def fit(self) -> tuple[float, float]:
+        """Slope and intercept of log(touched) over log(boxes a side); the slope is the dimension's estimate.
+
+        Not a number where fewer than two grids touch anything.
+        """
+        if len(self.boxes_per_side) < 2 or not min(self.num_touched):
+            return math.nan, math.nan
+        sides, touched = self.boxes_per_side[-self.num_fitted :], self.num_touched[-self.num_fitted :]
+        slope, intercept = np.polyfit(np.log(sides), np.log(touched), 1)
+        return float(slope), float(intercept)
+
+
+def count_boxes(pattern: FractalPatternType, size: int) -> BoxCount:
+    """Count the boxes that a pattern's set touches at `size` x `size` pixels: the pixels whose mask is 1.
+
+    Boxes a side are the powers of 2 (of Cantor, which divides in three, of 3) from the first up to the pixels a side.
+    A pixel lies in the box in which its centre lies.
+    """
+    base = 3 if pattern is FractalPatternType.CANTOR else 2
+    rows, columns = np.nonzero(generate_pattern(pattern, size, size) == 1)
+    sides = tuple(base**power for power in range(1, 1 + int(math.log(size, base) + 1e-9)))
+    box_rows, box_columns = ([(2 * index + 1) * side // (2 * size) for side in sides] for index in (rows, columns))
+    pairs = zip(sides, box_rows, box_columns, strict=True)
+    return BoxCount(sides, tuple(len(np.unique(row * side + column)) for side, row, column in pairs))
+
+
+def plot_dimensions(pattern: FractalPatternType, resolution: int) -> go.Figure:
+    """Box counts of the five masks at DIMENSION_PIXELS with their fitted slopes; of `pattern` also at `resolution`."""
+    figure = go.Figure()
+    for line_color, kind in zip(plotly.colors.qualitative.D3, FractalPatternType, strict=False):
+        count = count_boxes(kind, DIMENSION_PIXELS)
+        slope, intercept = count.fit
+        theory = f" (theory {THEORETICAL_DIMENSIONS[kind]:.3f})" if kind in THEORETICAL_DIMENSIONS else ""
+        marker = {"color": line_color, "size": 9 if kind is pattern else 6}
+        line = {"color": line_color, "width": 3 if kind is pattern else 1}
+        fitted = np.array(count.boxes_per_side[-count.num_fitted :])
+        figure.add_scatter(
+            x=count.boxes_per_side, y=count.num_touched, mode="markers", marker=marker, legendgroup=kind.value,
+            name=f"{kind.value}: {slope:.3f}{theory}",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=fitted, y=np.exp(intercept) * fitted**slope, mode="lines", line=line, legendgroup=kind.value,
+            hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        if kind is pattern:
+            own = count_boxes(kind, resolution)
+            hollow = {"color": line_color, "size": 14, "symbol": "circle-open", "line": {"width": 2}}
+            name = f"{kind.value} at the net's {resolution} x {resolution}: {own.fit[0]:.3f}"
+            figure.add_scatter(x=own.boxes_per_side, y=own.num_touched, mode="markers", marker=hollow, name=name)
+    axis = {"type": "log", "dtick": 1, "exponentformat": "power", "minor": {"showgrid": True}}
+    figure.update_layout(
+        template="plotly_white",
+        title=f"Box-counting dimension of the masks, {DIMENSION_PIXELS} x {DIMENSION_PIXELS}: slope of the finer half",
+        xaxis=axis | {"title": "boxes a side"},
+        yaxis=axis | {"title": "boxes that the set touches"},
+        legend={"x": 0.02, "y": 0.98, "bgcolor": "rgba(255,255,255,0.8)"},
+        width=900,
+        height=600,
+    )
+    return figure
+
+
+# ----------------------------------------------------------------------------------------------------------- the nets
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images to analyse: `x_BCHW` as the net takes them, the first N of them as pictures with their classes' names."""
+
+    x_BCHW: "Tensor"
+    images_NHWC: NDArray[np.uint8]
+    labels: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+def compare_nets(trained: "PatternAnalysis", untrained: "PatternAnalysis") -> Table:
+    """Complexity and hierarchy of each stage, before and after training."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("\nstage", "\nmap"):
+        table.add_column(column, header_style="dim", no_wrap=True)
+    for column in ("complexity\nuntrained", "\ntrained", "\nlargest", "like the next\nuntrained", "\ntrained"):
+        table.add_column(column, header_style="dim", justify="right")
+    similarities = [[*neighbour_correlations(one["attention_maps"]), None] for one in (untrained, trained)]
+    for stage, map_B1HW in enumerate(trained["attention_maps"]):
+        height, width = map_B1HW.shape[-2:]
+        entropies = [one["pattern_complexity"][stage] for one in (untrained, trained)]
+        alike = ["" if values[stage] is None else f"{values[stage]:.3f}" for values in similarities]
+        cells = [*(f"{entropy:.3f}" for entropy in entropies), f"{math.log(height * width):.3f}", *alike]
+        table.add_row(str(stage + 1), f"{height} x {width}", *cells)
+    scores = [one["hierarchical_organization"]["hierarchy_score"] for one in (untrained, trained)]
+    table.add_row("hierarchy score", "", "", "", "", *(f"{score:.3f}" for score in scores))
+    return table
+
+
+def neighbour_correlations(maps: "Sequence[Tensor]") -> Iterator[float]:
+    """Pearson's correlation of each stage's map [B, 1, h, w] with the next one's resized to it, mean over the batch.
+
+    A constant map correlates with nothing: 0. The mean of these is `hierarchical_organization`'s.
+    """
+    import torch
+
+    for above_B1HW, below_B1HW in pairwise(maps):
+        size = above_B1HW.shape[-2:]
+        resized_B1HW = torch.nn.functional.interpolate(below_B1HW, size=size, mode="bilinear", align_corners=False)
+        pairs_B2N = torch.cat([above_B1HW, resized_B1HW], dim=1).double().flatten(2)
+        yield torch.stack([pair_2N.corrcoef()[0, 1].nan_to_num(0) for pair_2N in pairs_B2N]).mean().item()
+
+
+def compare_dimensions(pattern: FractalPatternType, resolution: int) -> Table:
+    """Box-counting dimensions of the five masks, and of `pattern` at the resolution at which a net has it."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("pattern", "pixels", "dimension", "in theory"):
+        table.add_column(column, header_style="dim", justify="left" if column == "pattern" else "right")
+    for kind, size in [*((kind, DIMENSION_PIXELS) for kind in FractalPatternType), (pattern, resolution)]:
+        slope = count_boxes(kind, size).fit[0]
+        theory = THEORETICAL_DIMENSIONS.get(kind)
+        mark = " (this net's)" if size == resolution and kind is pattern else ""
+        cells = [f"{size} x {size}", "-" if math.isnan(slope) else f"{slope:.3f}", f"{theory:.3f}" if theory else "-"]
+        table.add_row(kind.value + mark, *cells)
+    return table
+
+
+def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
+    """Write a PNG of what each stage's bands are multiplied by, at the stage's resolution, on one scale from 0 to 1."""
+    import torch
+
+    side = image_size if net.config.stem == "conv3" else (image_size + 1) // 2
+    device, pattern_HW = next(net.parameters()).device, net.fractal_pattern.numpy()
+    tiles = [[_enlarge(color(pattern_HW))]]
+    labels = ["pattern\n{} x {}".format(*pattern_HW.shape)]
+    for stage in range(len(net.config.fractal_levels)):
+        bands_4HW = net.mask(torch.empty(1, len(BANDS), side, side, device=device)).cpu().numpy()
+        tiles.append([_enlarge(color(np.ascontiguousarray(band_HW))) for band_HW in bands_4HW])
+        labels.append(f"stage {stage + 1}\n{side} x {side}")
+        side = (side + 1) // 2
+    title = f"What the bands are multiplied by: {net.config.pattern.value}, dark 0, bright 1"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _draw_grid(tiles, title=title, columns=BANDS, rows=labels).save(path, format="PNG")
+
+
+def draw_attention(
+    path: Path, trained: "FractalBrainNet", samples: Samples, analyses: "Sequence[tuple[str, PatternAnalysis]]"
+) -> None:
+    """Write a PNG with a row for each sample image: the image, then each net's map after each stage.
+
+    `analyses` are names of nets and what they gave for `samples.x_BCHW`. Each map is scaled to its own range. Beside
+    the image stand its class and what `trained` takes it for.
+    """
+    import torch
+
+    count = len(samples.images_NHWC)
+    with torch.inference_mode():
+        shares_NK = trained.eval()(samples.x_BCHW[:count]).softmax(dim=1)
+    shares_N, said_N = shares_NK.max(dim=1)
+    rows = [
+        row_label(true, samples.class_names[int(said)], share.item())
+        for true, said, share in zip(samples.labels, said_N, shares_N, strict=True)
+    ]
+    columns = [
+        (f"{name}\nstage {stage}", maps_B1HW[:count, 0].cpu().numpy())
+        for name, one in analyses
+        for stage, maps_B1HW in enumerate(one["attention_maps"], start=1)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_maps(samples.images_NHWC, columns, rows=rows).save(path, format="PNG")
+
+
+def row_label(true: str, said: str, share: float) -> str:
+    """What stands beside an image: its class, what the net takes it for, and how sure it is."""
+    return f"is {true[:NAME_CHARACTERS]}\nsaid {said[:NAME_CHARACTERS]}\n({share:.0%})"
+
+
+def draw_maps(
+    images_NHWC: NDArray[np.uint8], columns: Sequence[tuple[str, NDArray[Any]]], *, rows: Sequence[str]
+) -> Image.Image:
+    """A picture with a row for each image: the image, then its map of each column, scaled to its own range.
+
+    `columns` are labels and maps [N, h, w]; `rows` the labels beside the images.
+    """
+    tiles = [
+        [_photo(image_HWC), *(_map_picture(maps_Nhw[index].astype(np.float32)) for _, maps_Nhw in columns)]
+        for index, image_HWC in enumerate(images_NHWC)
+    ]
+    labels = ["image", *("{}\n{} x {}".format(label, *maps_Nhw.shape[1:]) for label, maps_Nhw in columns)]
+    title = "Mean over channels after each stage; each map from its lowest (dark) to its highest value"
+    return _draw_grid(tiles, title=title, columns=labels, rows=rows)
+
+
+def _photo(image_HWC: NDArray[np.uint8]) -> Image.Image:
+    return _enlarge(Image.fromarray(image_HWC if image_HWC.shape[2] == 3 else image_HWC[:, :, 0]).convert("RGB"))
+
+
+def _map_picture(map_HW: NDArray[np.float32]) -> Image.Image:
+    low, high = map_HW.min(), map_HW.max()
+    return _enlarge(color((map_HW - low) / max(high - low, np.finfo(np.float32).tiny)))
+
+
+def _enlarge(picture: Image.Image) -> Image.Image:
+    """To a tile's width: pixels stay visible as squares, and large pictures are made smaller."""
+    size = (TILE_PIXELS, max(1, TILE_PIXELS * picture.height // picture.width))
+    how = Image.Resampling.LANCZOS if picture.width > TILE_PIXELS else Image.Resampling.NEAREST
+    return picture.resize(size, how)
+
+
+def _draw_grid(
+    tiles: Sequence[Sequence[Image.Image]], *, title: str, columns: Sequence[str], rows: Sequence[str]
+) -> Image.Image:
+    """Tiles in rows with labels to the left, columns with labels above, under a title."""
+    font, title_font = ImageFont.load_default(size=FONT_PIXELS), ImageFont.load_default(size=FONT_PIXELS + 2)
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+
+    def extent(text: str, font: Any = font) -> tuple[int, int]:
+        box = pen.multiline_textbbox((0, 0), text, font=font)
+        return math.ceil(box[2]), math.ceil(box[3])
+
+    left = max(extent(row)[0] for row in rows) + 2 * GAP_PIXELS
+    step_x = max(TILE_PIXELS, *(extent(column)[0] for column in columns)) + GAP_PIXELS
+    step_y = max(TILE_PIXELS, *(extent(row)[1] for row in rows)) + GAP_PIXELS
+    title_pixels = extent(title, title_font)[1] + 2 * GAP_PIXELS
+    top = title_pixels + max(extent(column)[1] for column in columns) + GAP_PIXELS
+    width = max(left + step_x * len(columns), extent(title, title_font)[0] + 2 * GAP_PIXELS)
+    picture = Image.new("RGB", (width, top + step_y * len(rows)), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.text((GAP_PIXELS, GAP_PIXELS), title, fill="black", font=title_font)
+    for index, column in enumerate(columns):
+        at = (left + index * step_x + TILE_PIXELS // 2, top - GAP_PIXELS // 2)
+        pen.multiline_text(at, column, fill="black", font=font, anchor="md", align="center")
+    for row, (label, row_tiles) in enumerate(zip(rows, tiles, strict=True)):
+        y = top + row * step_y
+        pen.multiline_text((GAP_PIXELS, y + TILE_PIXELS // 2), label, fill="black", font=font, anchor="lm")
+        for index, tile in enumerate(row_tiles):
+            picture.paste(tile, (left + index * step_x, y))
+    return picture

@@ -1,0 +1,175 @@
+"""What `fbsearch train` and the comparison with baselines have found, read for a report: tables and a figure.
+
+Reads the summary.json and comparison.json of a study's folder. A damaged file, or one of another search, is named and
+left out. Knows nothing of databases and HTML.
+"""
+
+import html
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fbsearch.report.statistics import ranked
+from fbsearch.report.style import BEST, COMPLETE, NEUTRAL, PRUNED, figure_of
+
+ScoredOn = Literal["test", "validation"]
+
+
+class _Stored(BaseModel):
+    """What another version of fbsearch adds is let through."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class SeedResult(_Stored):
+    """One training of a configuration; accuracy in [0, 1]."""
+
+    seed: int
+    accuracy: float = Field(ge=0, le=1)
+
+
+class Retraining(_Stored):
+    """One configuration of the search, trained at full budget with several seeds; what `fbsearch train` summarizes."""
+
+    rank: int
+    trial: int
+    search_value: float
+    scored_on: ScoredOn
+    num_seeds: int
+    accuracy_mean: float = Field(ge=0, le=1)
+    accuracy_std: float | None = Field(ge=0)
+    num_parameters: int
+    epochs: int
+    seconds_mean: float
+    results: list[SeedResult]
+
+
+class Competitor(_Stored):
+    """One of the search's best or a baseline. Of one that could not be trained `failure` says why."""
+
+    name: str
+    kind: Literal["winner", "baseline"]
+    accuracy_mean: float | None = None
+    accuracy_std: float | None = None
+    num_seeds: int = 0
+    num_parameters: int | None = None
+    flops: int | None = None
+    images_per_second_mean: float | None = None
+    seconds_mean: float | None = None
+    verdict: str = ""
+    note: str = ""
+    failure: str | None = None
+
+
+class Comparison(_Stored):
+    """The search's best beside baselines: same data, same trainer."""
+
+    format: Literal["fbsearch-comparison/1"]
+    scored_on: ScoredOn
+    epochs: int
+    num_seeds: int
+    recipe: str
+    rows: list[Competitor]
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What there is of a study; `damaged` says in a line of each file what is wrong with it."""
+
+    trainings: list[Retraining] = field(default_factory=list)
+    comparison: Comparison | None = None
+    damaged: list[str] = field(default_factory=list)
+
+    def winner(self, frame: pd.DataFrame) -> Retraining | None:
+        """The training of the search's best trial, if that was trained."""
+        best = ranked(frame)["trial"].head(1)
+        return next((one for one in self.trainings if len(best) and one.trial == best.item()), None)
+
+
+def read_retrained(folder: Path, frame: pd.DataFrame) -> Retrained:
+    """Read what is in a study's folder; `frame` are the study's trials, of which the trainings must be."""
+    damaged: list[str] = []
+
+    def read(name: str, kind: Any) -> Any:
+        path = folder / name
+        try:
+            return TypeAdapter(kind).validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            damaged.append(f"{path}: cannot be read ({f'{where}: ' if where else ''}{first['msg']}); it is left out")
+        except OSError as error:
+            damaged.append(f"{path}: cannot be read ({error.strerror}); it is left out")
+        return None
+
+    known = []
+    for one in read("summary.json", list[Retraining]) or []:
+        value = frame["value"][(frame["trial"] == one.trial) & (frame["state"] == "complete")]
+        if len(value) and math.isclose(value.item(), one.search_value):
+            known.append(one)
+        else:
+            path = folder / "summary.json"
+            damaged.append(f"{path}: rank {one.rank}, trial {one.trial} is of another search; it is left out")
+    return Retrained(known, read("comparison.json", Comparison), damaged)
+
+
+def plot_trainings(trainings: list[Retraining]) -> go.Figure:
+    """Accuracy of each retrained configuration: mean and standard deviation over the seeds, each seed, the search's."""
+    names = [f"rank {one.rank}, trial {one.trial}" for one in trainings]
+    figure = figure_of("Retrained at full budget", height=150 + 44 * len(names), x="accuracy")
+    for name, one in zip(names, trainings, strict=True):
+        figure.add_scatter(
+            x=[100 * result.accuracy for result in one.results], y=[name] * len(one.results), mode="markers",
+            marker={"color": PRUNED, "size": 6}, name="a seed", legendgroup="seed", showlegend=name == names[0],
+            customdata=[result.seed for result in one.results],
+            hovertemplate="seed %{customdata}: %{x:.2f}%<extra></extra>",
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[100 * one.search_value for one in trainings], y=names, mode="markers", name="in the search, validation",
+        marker={"color": COMPLETE, "size": 9, "symbol": "diamond-open", "line": {"width": 2}},
+        hovertemplate="%{y}: %{x:.2f}% validation accuracy in the search<extra></extra>",
+    )  # fmt: skip
+    _add_means(figure, names, trainings, colors=[BEST] * len(names), name="mean and deviation of the seeds")
+    return figure
+
+
+def plot_comparison(comparison: Comparison) -> go.Figure:
+    """Accuracy of the winner and of each baseline that could be trained, with the standard deviation over the seeds."""
+    shown = sorted(
+        (one for one in comparison.rows if _is_scored(one)), key=lambda one: one.accuracy_mean or 0, reverse=True
+    )
+    names = [html.escape(one.name) for one in shown]
+    figure = figure_of("Winner and baselines", height=120 + 40 * len(shown), x=f"{comparison.scored_on} accuracy")
+    colors = [BEST if one.verdict == "reference" else COMPLETE for one in shown]
+    _add_means(figure, names, shown, colors=colors, name="mean and deviation of the seeds")
+    return figure.update_layout(showlegend=False, margin_t=36)
+
+
+def _is_scored(one: Competitor) -> bool:
+    return one.failure is None and one.accuracy_mean is not None and math.isfinite(one.accuracy_mean)
+
+
+def _add_means(
+    figure: go.Figure, names: list[str], rows: "list[Retraining] | list[Competitor]", *, colors: list[str], name: str
+) -> None:
+    deviations = [100 * (one.accuracy_std or 0) for one in rows]
+    figure.add_scatter(
+        x=[100 * (one.accuracy_mean or 0) for one in rows], y=names, mode="markers", name=name,
+        marker={"color": colors, "size": 11},
+        error_x={"array": deviations, "thickness": 2, "color": NEUTRAL},
+        customdata=np.array(deviations),
+        hovertemplate="%{y}: %{x:.2f} \N{PLUS-MINUS SIGN} %{customdata:.2f}%<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(
+        xaxis={"ticksuffix": "%"},
+        yaxis={"autorange": "reversed", "showgrid": False, "type": "category"},
+        legend={"traceorder": "normal"},
+    )

@@ -1,0 +1,1 @@
+"""One process decides: the coordinator of a search. Must not import torch."""

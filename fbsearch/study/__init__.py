@@ -1,0 +1,1 @@
+"""The database remembers: the only home of Optuna. Must not import torch."""

@@ -1,0 +1,285 @@
+"""The database: open it with the right settings, hold a study for one coordinator, say in words what is wrong.
+
+SQLite runs in WAL mode with synchronous=NORMAL, which took 0.6x the time of its default with Optuna 5 and survives a
+SIGKILL at any moment. The settings are made in a `creator`, since event hooks do not survive pickling.
+"""
+
+import contextlib
+import datetime
+import functools
+import hashlib
+import json
+import os
+import re
+import socket
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import optuna
+import sqlalchemy
+from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
+from optuna.storages._rdb import models
+
+from fbsearch.errors import StorageError
+from fbsearch.study.retrying_storage import PatientStorage
+
+TRIALS_A_READ = 500
+# How long SQLite itself waits for a lock. Who is patient looks after other things between two tries.
+BUSY_SECONDS, PATIENT_BUSY_SECONDS = 60, 1
+# A host that has gone without a word is noticed after 20 s, where the system's own defaults take hours.
+PATIENT_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
+_SCHEMES = "write sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+
+
+def hide_password(url: str) -> str:
+    """The URL with *** for its password, wherever and however badly it is written.
+
+    A password may hold an @ that should have been escaped, so everything up to the last one is hidden. A text that is
+    no URL comes back without anything before an @.
+    """
+    if "://" not in url:
+        return url.rpartition("@")[2]
+    url = re.sub(r"(://[^/?#@:]*:).*@", r"\1***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
+
+
+def open_storage(url: str, *, create: bool = False, patient: bool = False) -> optuna.storages.RDBStorage:
+    """Open the database of a storage URL, sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.
+
+    `create` makes the file and its folder where there is none. Once open, a `patient` one waits for a database that is
+    locked, full or away (see `patience`). StorageError says in words what is wrong: no database, not one of ours,
+    corrupt, read-only, disk full, unreachable, a scheme that is not supported.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
+        raise StorageError(f"--storage {hide_password(url)}: no database URL; {_SCHEMES}") from None
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    kwargs: dict[str, Any] = {}
+    if parsed.drivername == "sqlite":
+        path, busy = str(_sqlite_file(parsed, create=create)), PATIENT_BUSY_SECONDS if patient else BUSY_SECONDS
+        kwargs["creator"] = functools.partial(_connect_sqlite, path, busy_seconds=busy)
+    elif patient and parsed.drivername == "postgresql+psycopg":
+        kwargs["connect_args"] = PATIENT_POSTGRES
+    elif parsed.drivername != "postgresql+psycopg":
+        raise StorageError(f"--storage {hide_password(url)}: cannot use {parsed.drivername!r}; {_SCHEMES}")
+    with storage_errors(url):
+        try:
+            make = PatientStorage if patient else optuna.storages.RDBStorage
+            with _alone_with_tables(parsed):
+                return make(parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
+        except ImportError:
+            raise StorageError("PostgreSQL needs its driver: pip install 'fbsearch[postgres]'") from None
+
+
+@contextlib.contextmanager
+def _alone_with_tables(url: sqlalchemy.URL) -> Iterator[None]:
+    """Optuna makes its tables when it opens a database; of processes that do so at once all but one would fail."""
+    if url.drivername == "sqlite":
+        assert url.database is not None, "_sqlite_file has refused it"
+        path = Path(url.database)
+        with contextlib.nullcontext() if _has_tables(path) else _table_lock(path):
+            yield
+        return
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:  # the lock ends with it
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(hashtext('fbsearch tables'))"))
+        yield
+
+
+@contextlib.contextmanager
+def _table_lock(path: Path) -> Iterator[None]:
+    lock = filelock.FileLock(f"{path}.lock", timeout=BUSY_SECONDS)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StorageError(f"{lock.lock_file}: another process has held it for {BUSY_SECONDS} s; end it") from None
+    except OSError:
+        pass  # in a folder that is read-only, or full, Optuna can make no tables either, and says why
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _has_tables(path: Path) -> bool:
+    """Whether Optuna has made all its tables in an SQLite file: what it writes last is there."""
+    if not path.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return connection.execute("SELECT 1 FROM alembic_version").fetchone() is not None
+    except sqlite3.OperationalError:  # not there yet; whatever else it is, Optuna's own opening meets and tells it
+        return False
+
+
+def _sqlite_file(url: sqlalchemy.URL, *, create: bool) -> Path:
+    if not url.database or url.database == ":memory:":
+        raise StorageError("--storage sqlite://: a database in memory keeps nothing; write sqlite:///FILE")
+    path = Path(url.database)
+    # Looked at through SQLite alone: to close a file drops all locks that this process holds on it, and another process
+    # then takes away SQLite's write-ahead log under a connection that is open here.
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        if not create:
+            raise StorageError(f"{path}: no such database; `fbsearch run` makes one, --storage names another") from None
+        _make_folder_of(path)
+        return path
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
+    if path.is_dir():
+        raise StorageError(f"{path}: is a folder; --storage sqlite:///FILE names a file")
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise StorageError(f"{path}: cannot be read: Permission denied")
+    if not size and not create:
+        raise StorageError(f"{path}: is empty, there is no study in it; `fbsearch run` fills it")
+    if size:
+        with storage_errors(url.render_as_string()), contextlib.closing(sqlite3.connect(path)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "studies" not in tables:
+            raise StorageError(f"{path}: is another program's database, not a study's; --storage names another")
+    return path
+
+
+def _make_folder_of(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: its folder cannot be made: {error.strerror}") from None
+
+
+def _connect_sqlite(path: str, *, busy_seconds: int) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA busy_timeout={1000 * busy_seconds}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what a database throws into a StorageError that says what happened and what to do."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
+        raise StorageError(f"{hide_password(url)}: {explain(error)}") from error
+    except json.JSONDecodeError as error:  # an attribute that was cut off with its file
+        raise StorageError(f"{hide_password(url)}: the database is corrupt; move it away, or name another") from error
+    except (AssertionError, RuntimeError) as error:
+        # Optuna's own words for a full disk in WAL mode, and for tables of another version of itself.
+        if not any(
+            sign in str(error) for sign in ("Should not reach", "no longer compatible", "optuna storage upgrade")
+        ):
+            raise
+        raise StorageError(f"{hide_password(url)}: {explain(error)}") from error
+
+
+def explain(error: BaseException) -> str:
+    """What a database's error means, and after a semicolon what to do."""
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)  # type: ignore[arg-type]
+    text = " | ".join(str(item) for item in chain)
+    for sign, meaning in {
+        "disk is full": "the disk is full; make room and give the same command again, nothing finished is lost",
+        "Should not reach": "the disk is full; make room and give the same command again, nothing finished is lost",
+        "readonly database": "the database is read-only; make it writable, or name another with --storage",
+        "unable to open": "the database file cannot be opened; check the folder's and the file's permissions",
+        "not a database": "is not an SQLite database (or is corrupt); move it away, or name another",
+        "malformed": "the database is corrupt; move it away, or name another",
+        "no such table": "the database is corrupt or not fbsearch's; move it away, or name another",
+        "database is locked": "another program holds the database locked; wait for it or end it",
+        "connection failed": "the database server cannot be reached; check host, port, name and password",
+        "could not connect": "the database server cannot be reached; check host, port, name and password",
+        "server closed the connection": "the connection to the database server was cut; is it running?",
+        "terminating connection": "the database server is being stopped; start it again",
+        "database system is": "the database server is being started or stopped; wait for it",
+        "no longer compatible": "was written by another version of Optuna; `optuna storage upgrade` converts it",
+        "optuna storage upgrade": "was written by another version of Optuna; `optuna storage upgrade` converts it",
+    }.items():
+        if sign in text:
+            return meaning
+    return f"the database failed: {type(chain[-1]).__name__}"
+
+
+def describe_process() -> dict[str, str | int]:
+    """Who this process is, for a study that it holds."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
+
+
+def _describe_holder(path: str, name: str) -> str:
+    """Who holds a study of an SQLite file, as its coordinator has written it; nothing if it has not yet."""
+    query = (
+        "SELECT value_json FROM studies JOIN study_user_attributes USING (study_id) "
+        "WHERE study_name = ? AND key = 'coordinator'"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            (text,) = connection.execute(query, (name,)).fetchone() or ("null",)
+    except sqlite3.Error:  # it is just being made
+        return ""
+    holder = json.loads(text)
+    return "" if holder is None else " (process {pid} on {host}, since {since})".format(**holder)
+
+
+@contextlib.contextmanager
+def hold_study(url: str, name: str) -> Iterator[None]:
+    """Hold a study of an SQLite database for this process, until the block ends or the process dies in any way.
+
+    Two coordinators on one SQLite study would put each other's running trials back. StorageError if it is held.
+    A PostgreSQL study is not held: any number may search it (`cooperation`).
+    """
+    parsed = sqlalchemy.make_url(url)
+    if parsed.drivername != "sqlite":
+        yield
+        return
+    assert parsed.database is not None
+    # A study's name may be anything; a file's may not.
+    lock = filelock.FileLock(f"{parsed.database}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StorageError(
+            f"{parsed.database}: another `fbsearch run` is searching the study {name!r}"
+            f"{_describe_holder(parsed.database, name)}; wait for it, end it with Ctrl-C, start another study with "
+            "--name, or let several machines search one study in PostgreSQL (--storage postgresql+psycopg://...)"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{lock.lock_file}: cannot be made: {error.strerror}; it keeps two searches apart") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_trials(study: optuna.Study) -> None:
+    """Read a study's trials into Optuna's cache, TRIALS_A_READ at a time.
+
+    Optuna reads all at once, which for 10,000 trials takes 250 MiB that are free again a moment later.
+    """
+    cached, study_id, trial = study._storage, study._study_id, models.TrialModel
+    if not isinstance(cached, _CachedStorage):
+        return  # it lives in memory
+    query = sqlalchemy.select(trial.trial_id, trial.state).where(trial.study_id == study_id).order_by(trial.trial_id)
+    with cached._backend.engine.connect() as connection:
+        found = list(connection.execute(query))
+    finished = [trial_id for trial_id, state in found if state.is_finished()]
+    with cached._lock:
+        there = cached._studies.setdefault(study_id, _StudyInfo())
+        there.unfinished_trial_ids |= {trial_id for trial_id, state in found if not state.is_finished()}
+        for start in range(0, len(finished), TRIALS_A_READ):
+            part = finished[start : start + TRIALS_A_READ]
+            if part[-1] > there.last_finished_trial_id:
+                cached._add_trials_to_cache(
+                    study_id, cached._backend._get_trials(study_id, None, set(part), finished[-1])
+                )
+                there.last_finished_trial_id = part[-1]

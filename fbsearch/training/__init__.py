@@ -1,0 +1,1 @@
+"""One training run: its steps, its device, what it needs. Must not import optuna."""

@@ -1,0 +1,1 @@
+"""Chosen networks: train, score, compare, keep and use them. Must not import optuna."""

@@ -1,0 +1,199 @@
+"""Trains what a search's result is compared with, on the same data, with the same trainer and seeds.
+
+`fractalnet` and `resnet18` are other networks, trained as rank 1 is (or FractalNet by its paper's recipe); `small` and
+`medium` are the documented sizes, trained with the documents' optimiser and learning rate; `random_search` is what the
+search's compute finds without a search. A baseline that cannot be built, diverges or runs out of memory fails alone.
+Must not know how results are compared.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fbsearch.config.models import ModelConfig, TrainConfig
+from fbsearch.config.study_file import Export, ExportedConfig
+from fbsearch.errors import ConfigError, TrialError
+from fbsearch.network.baseline_nets import NetName, describe_net
+from fbsearch.network.model import SIZES
+from fbsearch.training.cost import measure_cost
+from fbsearch.training.loop import is_out_of_memory
+from fbsearch.winners.comparison import Outcome
+from fbsearch.winners.plan import Run, Settings, plan_seeds, study_folder, train_config
+from fbsearch.winners.progress import View
+from fbsearch.winners.random_search import search_randomly
+from fbsearch.winners.retrain import Loader, retrain
+
+DOCUMENTED_RATE = 0.001
+BASELINES = ("fractalnet", "resnet18", "small", "medium", "random_search")
+
+
+class Recipe(StrEnum):
+    """How FractalNet is trained: as rank 1 is, or as its paper says."""
+
+    SAME = "same"
+    PAPER = "paper"
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What all baselines are made from: the configuration that they are compared with, and what the flags say."""
+
+    export: Export
+    path: Path
+    config: ExportedConfig
+    settings: Settings
+    recipe: Recipe
+    _: KW_ONLY
+    names: Sequence[str] = BASELINES
+    load: Loader
+    view: View
+
+    def train(self) -> list[Outcome]:
+        """Train the named baselines in the order of BASELINES. What the user can mend is raised as in `retrain`."""
+        plans: dict[str, Callable[[], tuple[list[Run], str]]] = {
+            "fractalnet": lambda: self._plan_net("fractalnet"),
+            "resnet18": lambda: self._plan_net("resnet18"),
+            "small": lambda: self._plan_size("small"),
+            "medium": lambda: self._plan_size("medium"),
+            "random_search": self._plan_random_search,
+        }
+        return [self._train(name, plans[name]) for name in BASELINES if name in self.names]
+
+    def _train(self, name: str, plan: Callable[[], tuple[list[Run], str]]) -> Outcome:
+        try:
+            runs, note = plan()
+            _check(runs)
+            return Outcome(name, note, tuple(retrain(runs, load=self.load, view=self.view)))
+        except TrialError as error:
+            failure = str(error)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = "out of memory; a smaller batch size, or another machine, may hold it"
+        gc.collect()
+        if self.load.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.view.ended(f"{name}: failed: {failure}")
+        return Outcome(name, "", failure=failure)
+
+    @property
+    def _shape(self) -> dict[str, int]:
+        config = self.config
+        return {"num_classes": config.num_classes, "in_channels": config.in_channels, "image_size": config.image_size}
+
+    @property
+    def _trained(self) -> TrainConfig:
+        """How the configuration itself is trained."""
+        return train_config(self.config.train, self.settings, label=f"rank {self.config.rank}")
+
+    def _runs(self, name: str, *, net: NetName | None = None, **changes: Any) -> list[Run]:
+        """The seeds of a baseline. TrialError where its settings and the flags clash: the others are not to blame."""
+        config = self.config.model_copy(update=changes)
+        try:
+            return plan_seeds(self.export.study, config, self.settings, baseline=name, net=net)
+        except ConfigError as error:
+            raise TrialError(str(error), kind="settings") from None
+
+    def _plan_net(self, name: NetName) -> tuple[list[Run], str]:
+        try:
+            what = describe_net(name, image_size=self.config.image_size)
+        except ConfigError as error:
+            raise TrialError(str(error), kind="cannot_be_built") from None
+        if name == "resnet18" or self.recipe is Recipe.SAME:
+            return self._runs(name, net=name), f"{what}; trained as rank {self.config.rank}"
+        runs = self._runs(name, net=name, train=paper_recipe(self._trained))
+        return runs, f"{what}; its paper's recipe, {_count_epochs(runs)}"
+
+    def _plan_size(self, name: str) -> tuple[list[Run], str]:
+        model, change = fit_size(SIZES[name], **self._shape)
+        runs = self._runs(name, model=model, train=untuned(self._trained))
+        return runs, f"the documented size{change}, Adam at {DOCUMENTED_RATE:g}; {_count_epochs(runs)}"
+
+    def _plan_random_search(self) -> tuple[list[Run], str]:
+        search = self.export.search
+        if search is None:
+            raise TrialError(f"{self.path} has no section `search`; `fbsearch export` writes it now", kind="absent")
+        if not search.compute.train_flops:
+            raise TrialError(f"{self.path}: search.compute.train_flops is 0: no compute to equal", kind="absent")
+        folder = study_folder(self.settings.output, self.export.study) / "random-search"
+        found = search_randomly(self.export.study, search, self.config, folder, load=self.load, view=self.view)
+        best = found.best
+        runs = self._runs("random_search", model=best.config.model, train=best.config.train)
+        draws = f"{len(found.draws)} draw{'s' if len(found.draws) > 1 else ''}"
+        how = f"trained as it was drawn, {_count_epochs(runs)}"
+        share = f"{found.spent:.0%} of the search's FLOPs"
+        return runs, f"best of {draws} (validation {best.val_accuracy:.2%}) for {share}; {how}"
+
+
+def _count_epochs(runs: Sequence[Run]) -> str:
+    epochs = runs[0].config.train.epochs
+    return f"{epochs} epoch{'s' if epochs > 1 else ''}"
+
+
+def _check(runs: Sequence[Run]) -> None:
+    """TrialError where the network cannot be built for these images."""
+    try:
+        runs[0].cost()
+    except (ConfigError, RuntimeError, ValueError) as error:
+        raise TrialError(f"cannot be built: {error}", kind="cannot_be_built") from None
+
+
+def untuned(train: TrainConfig) -> TrainConfig:
+    """The source documents' `optim.Adam(lr=0.001)`, which has no weight decay; schedule and the rest are TrainConfig's.
+
+    TrainConfig's learning rate suits the small networks of the default study: medium does not learn with it.
+    What is no tuning is taken from `train`: its epochs, which weights are kept, the precision.
+    """
+    same = {name: getattr(train, name) for name in ("epochs", "early_stopping", "keep_best", "precision")}
+    return TrainConfig(optimizer="adam", learning_rate=DOCUMENTED_RATE, weight_decay=0, **same)
+
+
+def paper_recipe(train: TrainConfig) -> TrainConfig:
+    """FractalNet's training of Larsson et al.: dropout and drop-path are in the network itself.
+
+    The paper names no weight decay and no label smoothing: there is none. Deviation: our sgd is Nesterov's. What is
+    not the paper's business is taken from `train`; `--epochs` shortens it, and the schedule with it.
+    """
+    return TrainConfig(
+        epochs=400,
+        batch_size=100,
+        optimizer="sgd",
+        learning_rate=0.02,
+        momentum=0.9,
+        weight_decay=0,
+        schedule="halving",
+        label_smoothing=0,
+        early_stopping=train.early_stopping,
+        keep_best=train.keep_best,
+        precision=train.precision,
+    )
+
+
+def fit_size(size: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> tuple[ModelConfig, str]:
+    """A documented size that images of `image_size` pixels can go through, and what was changed for it, in words.
+
+    First the stem becomes `auto`, then the last stages are left out: only what cannot be built. TrialError where
+    nothing is left.
+    """
+    whole = size.fractal_levels
+    candidates = [(size, "")] + [
+        (
+            size.model_copy(update={"stem": "auto", "fractal_levels": whole[:num_stages]}),
+            ", stem auto" + (f", only {num_stages} of {len(whole)} stages" if num_stages < len(whole) else ""),
+        )
+        for num_stages in range(len(whole), 0, -1)
+    ]
+    reason = ""
+    for config, change in candidates:
+        try:
+            measure_cost(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+        except ConfigError as error:
+            reason = str(error)
+        else:
+            return config, change
+    raise TrialError(f"cannot be built: {reason}", kind="cannot_be_built")

@@ -1,0 +1,345 @@
+"""Networks on disk: the state of a run that can go on, a trained network with its card, its exported forms.
+
+Every file is written whole or not at all: beside its place, flushed, renamed; on a full disk what was there stays.
+Nothing is unpickled: weights are safetensors, a run's state is read with `weights_only`. Must not know how long runs
+are planned or scored.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias, cast
+
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fbsearch.config.study_file import Export, ExportedConfig, load_export, read_yaml, to_yaml
+from fbsearch.errors import ConfigError, StorageError
+from fbsearch.files import write_whole
+from fbsearch.network.blocks import AdaptiveScaleProcessor
+from fbsearch.network.fused_ops import fold_convolutions
+from fbsearch.network.model import FractalBrainNet
+
+MODEL_FORMAT: Final = "fbsearch-model/1"
+STATE_FORMAT = "fbsearch-training/1"
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "model.yaml"
+
+ExportFormat: TypeAlias = Literal["onnx", "torch"]
+EXPORT_ENDINGS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Largest difference of a logit from the live network's, as a share of the largest logit: rounding stays far below.
+EXPORT_TOLERANCE = 1e-3
+EXPORT_BATCHES = (1, 2, 5)
+
+
+class ModelCard(ExportedConfig):
+    """What stands beside the weights: the exported configuration as it was trained, and what else images need.
+
+    `seed` is this training's, `value` the search's. `mean` and `std` are of each channel, of values in [0, 1].
+    """
+
+    format: Literal["fbsearch-model/1"] = MODEL_FORMAT
+    study: str
+    keep_validation: bool
+    class_names: Annotated[tuple[str, ...], Field(strict=False)]
+    mean: Annotated[tuple[float, ...], Field(strict=False)]
+    std: Annotated[tuple[float, ...], Field(strict=False)]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A trained network in eval mode, its card and the folder of both."""
+
+    folder: Path
+    card: ModelCard
+    net: FractalBrainNet
+
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to float32 of the same shape, to the last bit as in training (`Dataset.normalise`)."""
+        mean_C, std_C = (torch.tensor(values, device=images_BCHW.device) for values in (self.card.mean, self.card.std))
+        x_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
+        return x_BCHW.sub_(mean_C.mul(255).view(-1, 1, 1)).div_(std_C.mul(255).view(-1, 1, 1))
+
+
+def build_net(config: ExportedConfig) -> FractalBrainNet:
+    """The network of a configuration, its weights drawn from torch's global generator."""
+    return FractalBrainNet(
+        config.model, num_classes=config.num_classes, in_channels=config.in_channels, image_size=config.image_size
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ trained models
+
+
+def save_model(folder: Path, net: FractalBrainNet, card: ModelCard) -> None:
+    """Write `model.yaml` and `model.safetensors` into a folder. StorageError if it cannot be written."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    write_bytes(folder / CARD_NAME, dump_card(card).encode())
+    write_bytes(folder / WEIGHTS_NAME, safetensors.torch.save(weights, metadata={"format": MODEL_FORMAT}))
+
+
+def dump_card(card: ModelCard) -> str:
+    """The text of a `model.yaml`."""
+    content = {"format": card.format, "study": card.study} | card.model_dump(mode="json")
+    return to_yaml(content)
+
+
+def load_model(path: Path, *, device: torch.device | str = "cpu") -> TrainedModel:
+    """Read a trained model: `path` is its folder or the weights in it.
+
+    ConfigError where there is none, or its card or weights are damaged, of a newer format or do not fit each other.
+    """
+    folder = path.parent if path.is_file() else path
+    weights_path = path if path.is_file() else folder / WEIGHTS_NAME
+    if not weights_path.is_file():
+        raise ConfigError(f"{path}: {_what_is_missing(folder)}")
+    card = load_card(folder / CARD_NAME)
+    try:
+        weights = safetensors.torch.load_file(weights_path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{weights_path}: is no safetensors file, cut off or damaged ({error}); `fbsearch train` writes it anew "
+            f"once {folder} is deleted"
+        ) from None
+    net = build_net(card)
+    check_weights(weights_path, weights, net)
+    net.load_state_dict(weights)
+    return TrainedModel(folder, card, net.to(device).eval())
+
+
+def _what_is_missing(folder: Path) -> str:
+    seeds = sorted(str(found.parent) for found in folder.glob(f"*/{WEIGHTS_NAME}")) if folder.is_dir() else []
+    if seeds:
+        return f"holds no {WEIGHTS_NAME} itself; name one of {', '.join(seeds)}"
+    return f"there is no {folder / WEIGHTS_NAME}; `fbsearch train` writes it when a seed is finished"
+
+
+def load_card(path: Path) -> ModelCard:
+    """Read and check a `model.yaml`. ConfigError if it is none, or of a newer format."""
+    content = read_yaml(path, maker="fbsearch train")
+    found = content.get("format")
+    if found != MODEL_FORMAT:
+        newer = isinstance(found, str) and found.startswith("fbsearch-model/")
+        reason = f"its format is {found!r}, this fbsearch reads {MODEL_FORMAT!r}" if newer else "it is no model's card"
+        raise ConfigError(f"{path}: format: {reason}; `fbsearch train` writes one beside the weights")
+    try:
+        card = ModelCard.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+    lengths = {"class_names": card.num_classes, "mean": card.in_channels, "std": card.in_channels}
+    for name, length in lengths.items():
+        if len(getattr(card, name)) != length:
+            raise ConfigError(f"{path}: {name}: has {len(getattr(card, name))} entries, this network needs {length}")
+    return card
+
+
+def find_config(path: Path, *, rank: int) -> tuple[ExportedConfig, str]:
+    """The configuration of an export's `rank` or of a trained model, and what to call it. ConfigError for others."""
+    if path.is_dir() or path.suffix == ".safetensors" or path.name == CARD_NAME:
+        card = load_card((path if path.is_dir() else path.parent) / CARD_NAME)
+        return card, f"{card.study}, rank {card.rank}, seed {card.seed}"
+    export = load_export(path)
+    config = choose_config(export, path, rank=rank)
+    return config, f"{export.study}, rank {rank}"
+
+
+def choose_config(export: Export, path: Path, *, rank: int) -> ExportedConfig:
+    """The configuration of a rank. ConfigError says which ranks the file at `path` holds."""
+    for config in export.configs:
+        if config.rank == rank:
+            return config
+    ranks = ", ".join(str(config.rank) for config in export.configs)
+    raise ConfigError(f"--rank {rank}: {path} holds the ranks {ranks}")
+
+
+def check_weights(path: Path, weights: Mapping[str, Any], net: nn.Module) -> None:
+    """ConfigError that names the first tensor in which the file at `path` and the network differ."""
+    expected = net.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            fault = f"has no {name}"
+        elif name not in expected:
+            fault = f"has {name}, which this network does not have"
+        elif not isinstance(weights[name], Tensor) or weights[name].shape != expected[name].shape:
+            fault = f"{name} has shape {list(getattr(weights[name], 'shape', []))}, not {list(expected[name].shape)}"
+        else:
+            continue
+        raise ConfigError(f"{path}: is of another network than the configuration beside it: {fault}")
+
+
+# ------------------------------------------------------------------------------------------------------- running state
+
+
+def save_state(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values. StorageError if it cannot be written; what stood there before is then whole."""
+    buffer = io.BytesIO()  # torch.save into a file hides a full disk behind an assertion of its zip writer
+    torch.save({"format": STATE_FORMAT, **content}, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def load_state(path: Path, *, keys: Collection[str]) -> dict[str, Any]:
+    """Read what `save_state` wrote, with `keys`. ConfigError if it is cut off, damaged, of a newer format or other."""
+    way_out = "delete it to train this seed from its first epoch"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of pickles that are not its own: they are refused here
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader lets through whatever a damaged file leads it to
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{path}: cannot be read, it is cut off or damaged ({reason}); {way_out}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or found != STATE_FORMAT or not content.keys() >= set(keys):
+        raise ConfigError(f"{path}: its format is {found!r}, this fbsearch reads {STATE_FORMAT!r}; {way_out}")
+    return content
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all. StorageError if it cannot be written; what stood there before is then whole."""
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror}. What was there before is whole; once that is mended, the "
+            "same command goes on."
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------ for other programs
+
+
+class _Deployed(nn.Module):
+    """What is exported: float32 images in [0, 1], [B, C, H, W], any B -> logits [B, K]; they are normalised inside."""
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        self.net = _fold(copy.deepcopy(model.net).cpu())
+        self.register_buffer("mean_C11", torch.tensor(model.card.mean).view(-1, 1, 1))
+        self.register_buffer("std_C11", torch.tensor(model.card.std).view(-1, 1, 1))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return cast("Tensor", self.net((images_BCHW - self.mean_C11) / self.std_C11))
+
+
+class _FoldedScaleProcessor(nn.Module):
+    """An AdaptiveScaleProcessor in eval mode with its linear layers as one; that one chooses by the batch's size."""
+
+    def __init__(self, processor: AdaptiveScaleProcessor) -> None:
+        super().__init__()
+        fusion, norm, activation = processor.scale_fusion
+        parts = [processor.local_processor, processor.regional_processor, processor.global_processor]
+        kernel, bias = fold_convolutions(cast("nn.Conv2d", fusion), parts)
+        convolution = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2], padding=kernel.shape[2] // 2)
+        convolution.load_state_dict({"weight": kernel, "bias": bias})
+        self.fused = nn.Sequential(convolution, norm, activation)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return cast("Tensor", self.fused(x_BCHW)) + x_BCHW
+
+
+def _fold(net: nn.Module) -> nn.Module:
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, AdaptiveScaleProcessor):
+                setattr(module, name, _FoldedScaleProcessor(child))
+    return net.requires_grad_(False).eval()
+
+
+def _lay_out(module: nn.Module) -> None:
+    """Plain contiguous tensors, each with memory of its own: torch.export's archive warns of views and strides."""
+    for part in module.modules():
+        for name, value in [*part.named_buffers(recurse=False), *part.named_parameters(recurse=False)]:
+            plain = value.detach().clone(memory_format=torch.contiguous_format)
+            if isinstance(value, nn.Parameter):
+                part.register_parameter(name, nn.Parameter(plain, requires_grad=False))
+            else:
+                part.register_buffer(name, plain, persistent=name not in part._non_persistent_buffers_set)
+
+
+def export_model(model: TrainedModel, path: Path, *, kind: ExportFormat) -> float:
+    """Write the network as ONNX or as a `torch.export` program; any batch size, images in [0, 1], not normalised.
+
+    The written file is read back and its logits compared with the live network's (float32, on the CPU) on random
+    images at several batch sizes; only then is it put in place. Returns the largest difference. Raises ConfigError
+    where they differ or ONNX's packages are missing, StorageError if the file cannot be written.
+    """
+    missing = [name for name in ONNX_PACKAGES if kind == "onnx" and importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'fbsearch[onnx]'")
+    card = model.card
+    shape = (card.in_channels, card.image_size, card.image_size)
+    deployed, live = _Deployed(model).eval(), copy.deepcopy(model.net).cpu().eval()
+    example_BCHW = torch.rand(2, *shape)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _attention_in_steps():
+        deployed(example_BCHW)  # the first forward at a size computes its masks
+        _lay_out(deployed)
+        scratch = Path(folder) / f"model{EXPORT_ENDINGS[kind]}"
+        run = (_export_onnx if kind == "onnx" else _export_torch)(deployed, example_BCHW, scratch, dump_card(card))
+        worst = 0.0
+        for batch in EXPORT_BATCHES:
+            images_BCHW = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
+            expected_BK = live(model.normalise(images_BCHW))
+            difference = (run(images_BCHW / 255) - expected_BK).abs().max() / expected_BK.abs().max()
+            worst = max(worst, difference.item())
+        if not worst <= EXPORT_TOLERANCE:
+            raise ConfigError(f"{path}: not written: its outputs differ from the live network's by {worst:.2g}")
+        write_bytes(path, scratch.read_bytes())
+    return worst
+
+
+def _dynamic_batch() -> tuple[dict[int, Any]]:
+    return ({0: torch.export.Dim("batch", min=1)},)
+
+
+def _export_torch(module: nn.Module, example_BCHW: Tensor, path: Path, card: str) -> Callable[[Tensor], Tensor]:
+    program = torch.export.export(module, (example_BCHW,), dynamic_shapes=_dynamic_batch())
+    torch.export.save(program, path, extra_files={CARD_NAME: card})
+    return cast("Callable[[Tensor], Tensor]", torch.export.load(path).module())
+
+
+def _export_onnx(module: nn.Module, example_BCHW: Tensor, path: Path, card: str) -> Callable[[Tensor], Tensor]:
+    onnxruntime = importlib.import_module("onnxruntime")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells on stderr what it does not simplify
+    with contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(
+            module,
+            (example_BCHW,),
+            dynamo=True,
+            dynamic_shapes=_dynamic_batch(),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props[CARD_NAME] = card
+    program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images_BCHW: torch.from_numpy(session.run(["logits"], {"images": images_BCHW.numpy()})[0])
+
+
+@contextlib.contextmanager
+def _attention_in_steps() -> Any:
+    """Without torch's fused attention of eval mode, which no other program has."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

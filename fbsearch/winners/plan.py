@@ -1,0 +1,151 @@
+"""What is to be trained at full budget: configurations, their seeds, their folders, all checked before it begins.
+
+Must not know how a run is trained (`retrain`) or shown (`progress`), nor what becomes of it (`results`).
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from fbsearch.config.models import TrainConfig, TrialConfig
+from fbsearch.config.study_file import Export, ExportedConfig
+from fbsearch.errors import ConfigError
+from fbsearch.files import file_name
+from fbsearch.network.baseline_nets import NetName, build_baseline_net
+from fbsearch.training.cost import Cost, measure_net
+from fbsearch.winners.checkpoint import build_net, choose_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the flags of `fbsearch train` say; None leaves a field of the exported TrainConfig as it is."""
+
+    num_seeds: int = 3
+    epochs: int | None = None
+    early_stopping: int | None = None
+    keep_best: bool | None = None
+    keep_validation: bool = False
+    output: Path = Path("reports")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration with one seed. `config.train` and `config.seed` are this training's.
+
+    `baseline` is the name of what an export's configurations are compared with; data and shape are then still theirs.
+    `net` says which network it is, None that it is the FractalBrainNet of `config.model`.
+    """
+
+    study: str
+    config: ExportedConfig
+    keep_validation: bool
+    folder: Path
+    baseline: str | None = None
+    net: NetName | None = None
+
+    @property
+    def label(self) -> str:
+        """All seeds of the run, for people."""
+        return f"rank {self.config.rank}" if self.baseline is None else self.baseline
+
+    @property
+    def name(self) -> str:
+        """The run for people."""
+        return f"{self.label}, seed {self.config.seed}"
+
+    @property
+    def trial(self) -> TrialConfig:
+        """What the trainer reads; of `model` nothing."""
+        config = self.config
+        return TrialConfig(data=config.data, model=config.model, train=config.train, seed=config.seed)
+
+    def build(self) -> nn.Module:
+        """The network, its weights drawn from torch's global generator."""
+        config = self.config
+        if self.net is None:
+            return build_net(config)
+        shape = {"num_classes": config.num_classes, "in_channels": config.in_channels, "image_size": config.image_size}
+        return build_baseline_net(self.net, **shape)
+
+    def cost(self) -> Cost:
+        """Parameters and FLOPs of the network. What torch raises where it cannot be built."""
+        return measure_net(self.build, in_channels=self.config.in_channels, image_size=self.config.image_size)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the run's numbers, as JSON has it: where it differs, it is another run."""
+        sections = self.config.model_dump(mode="json", include={"data", "model", "train", "seed"})
+        del sections["train"]["cuda_graph"]
+        if self.net is not None:
+            sections["model"] = self.net
+        return {**sections, "keep_validation": self.keep_validation}
+
+
+def choose_configs(export: Export, path: Path, *, rank: int | None, top: int | None) -> tuple[ExportedConfig, ...]:
+    """The configuration of `rank` (1 by default) or the `top` best. ConfigError where the file has too few."""
+    assert rank is None or top is None, "checked by the command line"
+    if top is None:
+        return (choose_config(export, path, rank=1 if rank is None else rank),)
+    if top > len(export.configs):
+        raise ConfigError(
+            f"--top {top}: {path} holds {len(export.configs)}; `fbsearch export --top {top}` writes more, where so "
+            "many trials are complete"
+        )
+    return tuple(sorted(export.configs, key=lambda config: config.rank)[:top])
+
+
+def plan_runs(export: Export, configs: Iterable[ExportedConfig], settings: Settings) -> list[Run]:
+    """Every run, checked. ConfigError where settings and configuration cannot go together."""
+    return [run for config in configs for run in plan_seeds(export.study, config, settings)]
+
+
+def plan_seeds(
+    study: str,
+    config: ExportedConfig,
+    settings: Settings,
+    *,
+    baseline: str | None = None,
+    net: NetName | None = None,
+) -> list[Run]:
+    """The runs of one configuration, or of one baseline. ConfigError where settings and configuration clash."""
+    label = f"rank {config.rank}" if baseline is None else baseline
+    trained = train_config(config.train, settings, label=label)
+    folder = study_folder(settings.output, study) / (f"rank-{config.rank}" if baseline is None else f"baseline-{label}")
+    return [
+        Run(
+            study,
+            config.model_copy(update={"train": trained, "seed": seed}),
+            settings.keep_validation,
+            folder / f"seed-{seed}",
+            baseline=baseline,
+            net=net,
+        )
+        for seed in range(config.seed, config.seed + settings.num_seeds)
+    ]
+
+
+def study_folder(output: Path, study: str) -> Path:
+    """Where the results of a study lie."""
+    return output / file_name(study)
+
+
+def train_config(config: TrainConfig, settings: Settings, *, label: str) -> TrainConfig:
+    """A training with what the flags say. ConfigError, which names `label`, where they cannot go together."""
+    wanted = {"epochs": settings.epochs, "early_stopping": settings.early_stopping, "keep_best": settings.keep_best}
+    values = config.model_dump() | {name: value for name, value in wanted.items() if value is not None}
+    try:
+        trained = TrainConfig.model_validate(values)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{label}: train: {reason}") from None
+    for name in ("early_stopping", "keep_best"):
+        if getattr(trained, name) and not settings.keep_validation:
+            raise ConfigError(
+                f"{label}: train.{name} {json.dumps(getattr(trained, name))} needs validation images, and "
+                "they are trained on: --keep-validation keeps them apart"
+            )
+    return trained

@@ -1,0 +1,165 @@
+"""A random search of the space that a study searched, with the compute that the study spent: what luck alone finds.
+
+Compute is counted in FLOPs (`SearchCompute.train_flops`), the same on every machine. Each draw is trained in full on
+the training split and judged by the validation split, as the study's trials were; nothing is pruned. A finished draw
+is a file, and is not trained again. Must not know the test split, nor what the best draw is compared with.
+"""
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fbsearch.config.models import TrialConfig
+from fbsearch.config.space import draw_point
+from fbsearch.config.study_file import ExportedConfig, Searched, StudyConfig
+from fbsearch.errors import ConfigError, TrialError
+from fbsearch.training.cost import Cost, measure_cost
+from fbsearch.training.loop import final_accuracy, is_out_of_memory, train
+from fbsearch.winners.checkpoint import write_bytes
+from fbsearch.winners.plan import Run
+from fbsearch.winners.progress import View
+from fbsearch.winners.retrain import Loader, hold, prepare
+
+DRAW_FORMAT = "fbsearch-draw/1"
+# Its own seed: no sampler of a study draws from it.
+RANDOM_SEED = 20161107
+# A space whose points cannot be built is given up after so many in a row.
+MAX_UNBUILDABLE = 100
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One random configuration, trained: `val_accuracy` of its kept weights, or None and why it has none."""
+
+    number: int
+    config: TrialConfig
+    num_parameters: int
+    epochs: int
+    train_flops: int
+    seconds: float
+    val_accuracy: float | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class RandomSearch:
+    """What a random search found; `budget_flops` is what the study spent, by which it was ended."""
+
+    draws: tuple[Draw, ...]
+    budget_flops: int
+
+    @property
+    def best(self) -> Draw:
+        """The draw of the highest validation accuracy, of equal ones the smallest. TrialError where all failed."""
+        trained = [draw for draw in self.draws if draw.failure is None]
+        if not trained:
+            raise TrialError(f"none of {len(self.draws)} draws could be trained: {self.draws[0].failure}", kind="draws")
+        return max(trained, key=lambda draw: (draw.val_accuracy, -draw.num_parameters, -draw.number))
+
+    @property
+    def spent(self) -> float:
+        """The share of the budget that was used; above 1 only where the first draw alone costs more."""
+        return sum(draw.train_flops for draw in self.draws) / self.budget_flops
+
+
+def search_randomly(
+    study: str, search: Searched, config: ExportedConfig, folder: Path, *, load: Loader, view: View
+) -> RandomSearch:
+    """Draw and train until the next draw would cost more than is left; one at least is trained.
+
+    `config` gives data and shape. Each draw is written to `folder`. ConfigError where the folder holds another
+    search's draws, TrialError (`cannot_be_built`) where nothing of the space can be built.
+    """
+    budget = search.compute.train_flops
+    space = StudyConfig(data=config.data, model=search.model, train=search.train, space=search.space)
+    draws: list[Draw] = []
+    with hold(folder):
+        for number, (trial, cost) in enumerate(_points(space, config)):
+            own = config.model_copy(update={"model": trial.model, "train": trial.train, "seed": trial.seed})
+            run = Run(study, own, True, folder, baseline=f"random search, draw {number + 1}")
+            path = folder / f"draw-{number + 1:04}.json"
+            num_train = prepare(load(config.data), run).info.num_train
+            spent = sum(draw.train_flops for draw in draws)
+            if draws and spent + cost.flops * trial.train.epochs * num_train > budget:
+                break
+            draw = _read(path, run, number)
+            if draw is None:
+                draw = _train(run, number, cost, load=load, view=view)
+                content = {"format": DRAW_FORMAT, **dataclasses.asdict(draw), "config": trial.model_dump(mode="json")}
+                write_bytes(path, json.dumps(content, indent=1).encode())
+            draws.append(draw)
+            found = draw.failure or f"validation accuracy {draw.val_accuracy:.2%}"
+            share = (spent + draw.train_flops) / budget
+            view.ended(f"{run.label}: {found}; {share:.0%} of the search's FLOPs")
+    return RandomSearch(tuple(draws), budget)
+
+
+def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialConfig, Cost]]:
+    """Endlessly many configurations that can be built. The n-th does not depend on how far it came before a kill."""
+    shape = {"num_classes": config.num_classes, "in_channels": config.in_channels, "image_size": config.image_size}
+    rng = random.Random(RANDOM_SEED)
+    number, in_a_row = 0, 0
+    while True:
+        try:
+            trial = space.trial(draw_point(space.space, rng), seed=number)
+            cost = measure_cost(trial.model, **shape)
+        except ConfigError as error:
+            in_a_row += 1
+            if in_a_row == MAX_UNBUILDABLE:
+                raise TrialError(f"no draw of the space can be built: {error}", kind="cannot_be_built") from None
+            continue
+        number, in_a_row = number + 1, 0
+        yield trial, cost
+
+
+def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Draw:
+    """Train a draw on the training split. One that fails is charged as if it had run to its end."""
+    data = prepare(load(run.config.data), run)
+    torch.manual_seed(run.config.seed)
+    history = []
+    failure = None
+    view.started(run, 0, in_lines=False)
+    try:
+        for stats in train(run.build().to(load.device), run.trial, data):
+            history.append(stats)
+            view.epoch(run, stats)
+    except TrialError as error:
+        failure = str(error)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = "out of memory"
+    epochs = run.config.train.epochs if failure else len(history)
+    return Draw(
+        number=number,
+        config=run.trial,
+        num_parameters=cost.num_parameters,
+        epochs=epochs,
+        train_flops=cost.flops * epochs * data.info.num_train,
+        seconds=sum(stats.seconds for stats in history),
+        val_accuracy=None if failure else final_accuracy(history, run.config.train),
+        failure=failure,
+    )
+
+
+def _read(path: Path, run: Run, number: int) -> Draw | None:
+    """A draw that was trained before; None if there is none. ConfigError if the file is another draw's, or damaged."""
+    way_out = f"delete {path.parent} to search again"
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if content.pop("format") != DRAW_FORMAT:
+            raise ValueError(f"its format is not {DRAW_FORMAT!r}")
+        draw = Draw(**content | {"config": TrialConfig.model_validate_json(json.dumps(content["config"]))})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); {way_out}") from None
+    if draw.config != run.trial or draw.number != number:
+        raise ConfigError(f"{path}: is of a random search of another space or other data; {way_out}")
+    return draw

@@ -1,0 +1,179 @@
+"""Trains exported configurations at full budget with several seeds, and scores each on the test split, once.
+
+A run's folder is `<output>/<study>/rank-<R>/seed-<S>`. Its state is written after every epoch, `result.json` last: the
+same command goes on after the last whole epoch, and a finished run is not repeated. Must not know Optuna, nor how
+files are written whole (`checkpoint`) or what is written of a finished run (`results`).
+"""
+
+import dataclasses
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from fbsearch.config.models import DataConfig
+from fbsearch.data.dataset import Dataset, Split, load_dataset
+from fbsearch.errors import ConfigError, DataError, StorageError, TrialError
+from fbsearch.messages import EpochStats
+from fbsearch.training.distributed import Team
+from fbsearch.training.loop import TrainState, choose_device, is_out_of_memory, train
+from fbsearch.winners.checkpoint import check_weights, load_state, save_state, write_bytes
+from fbsearch.winners.plan import Run
+from fbsearch.winners.progress import View
+from fbsearch.winners.results import compare_settings, finish, read_result, to_csv
+
+STATE_NAME = "training.pt"
+
+
+class Loader:
+    """Data sets on one device, which is set up for the same numbers from the same seed; the newest is kept."""
+
+    def __init__(self, device: str, *, say: Callable[[str], None]) -> None:
+        self.device = choose_device(device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+        self._say = say
+        self._newest: tuple[DataConfig, Dataset] | None = None
+
+    def __call__(self, config: DataConfig) -> Dataset:
+        """The data set of a configuration. DataError where it cannot be loaded."""
+        if self._newest is None or self._newest[0] != config:
+            self._newest = None  # two need not fit
+            self._newest = (config, load_dataset(config, device=self.device, on_progress=self._say))
+        return self._newest[1]
+
+
+def retrain(runs: Sequence[Run], *, load: Loader, view: View, team: Team | None = None) -> list[dict[str, Any]]:
+    """Train every run that has no result yet; returns all results, in order; of a `team`, in rank 0 alone.
+
+    Raises what the user can mend as FbsearchError: a folder with a run of other settings, damaged states, data that
+    have changed or have no test split, a full disk. What was finished before stays.
+    """
+    results = []
+    team = team or Team()
+    for run in runs:
+        with hold(run.folder) if team.leads else nullcontext(), _memory_named(run):
+            result = read_result(run)
+            before = result is not None
+            if result is None:
+                result = _run(run, prepare(load(run.config.data), run), view=view, team=team)
+            if not team.leads:
+                continue
+            view.finished(run, result, before=before)
+            results.append(result)
+    return results
+
+
+def prepare(data: Dataset, run: Run) -> Dataset:
+    """The data as a run trains on them: with the validation images among the training images unless they are kept.
+
+    Mean and deviation stay those of the search's training split, under which the configuration was found.
+    """
+    info, config = data.info, run.config
+    for name in ("num_classes", "in_channels", "image_size"):
+        if getattr(info, name) != getattr(config, name):
+            raise DataError(
+                f"data.name: {config.data.name} now has {name} {getattr(info, name)}, at the export it had "
+                f"{getattr(config, name)}: the data have changed; search and export anew"
+            )
+    if data.test is None and not run.keep_validation:
+        raise DataError(
+            f"data.name: {config.data.name} has no test split, so the validation split must give the score: "
+            "--keep-validation keeps it apart"
+        )
+    if run.keep_validation:
+        return data
+    images_NHWC = torch.cat([split.images_NCHW.permute(0, 2, 3, 1) for split in (data.train, data.val)])
+    train_split = Split(images_NHWC.permute(0, 3, 1, 2), torch.cat([data.train.labels_N, data.val.labels_N]))
+    nothing = Split(data.val.images_NCHW[:0], data.val.labels_N[:0])
+    merged = dataclasses.replace(info, num_train=info.num_train + info.num_val, num_val=0)
+    return dataclasses.replace(data, info=merged, train=train_split, val=nothing)
+
+
+def _run(run: Run, data: Dataset, *, view: View, team: Team) -> dict[str, Any]:
+    """Train one run from where it stands, score it, write everything; the result, of a team in rank 0 alone."""
+    device = data.train.images_NCHW.device
+    torch.manual_seed(run.config.seed)
+    net = run.build().to(device)
+    state, history = _read_state(run, net, device)
+    view.started(run, len(history))
+
+    def save(stats: EpochStats, state: TrainState) -> None:
+        history.append(stats)
+        rows = [dataclasses.asdict(one) for one in history]
+        content = {"settings": json.dumps(run.settings()), "device": device.type, "history": rows, "state": state}
+        save_state(run.folder / STATE_NAME, content)
+        write_bytes(run.folder / "metrics.csv", to_csv(rows))
+
+    save_here = save if team.leads else None
+    for stats in train(
+        net, run.trial, data, resume_from=state, save_state=save_here, on_execution=view.execution, team=team
+    ):
+        view.epoch(run, stats)
+    if not team.leads:
+        return {}
+    result = finish(run, data, net, history)
+    (run.folder / STATE_NAME).unlink(missing_ok=True)
+    return result
+
+
+@contextmanager
+def _memory_named(run: Run) -> Iterator[None]:
+    """Say what needs less memory where there is not enough."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = "the exported file" if run.baseline is None else "another recipe"
+        raise TrialError(
+            f"{run.name}: out of memory with train.batch_size {run.config.train.batch_size}; close what else uses the "
+            f"device's memory, take another --device, or lower the batch size in {where}. Whole epochs are kept, and "
+            "the same command goes on after them",
+            kind="out_of_memory",
+        ) from error
+
+
+def _read_state(run: Run, net: nn.Module, device: torch.device) -> tuple[TrainState | None, list[EpochStats]]:
+    """The state to go on from and its epochs; None and no epochs at the start."""
+    path = run.folder / STATE_NAME
+    if not path.exists():
+        return None, []
+    content = load_state(path, keys=("settings", "device", "history", "state"))
+    compare_settings(run, json.loads(content["settings"]), path)
+    if content["device"] != device.type:
+        raise ConfigError(
+            f"{path}: was begun on {content['device']}; --device {content['device']} goes on with it, or delete it"
+        )
+    check_weights(path, content["state"]["model"], net)
+    return content["state"], [EpochStats(**one) for one in content["history"]]
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder, which is made; a killed holder's lock is free at once."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StorageError(f"{folder}: another fbsearch train is at work there") from None
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}; --output names another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+if __name__ == "__main__":  # `torchrun -m` starts a module, with the flags of `fbsearch train`
+    sys.argv[1:1] = ["train"]
+    runpy.run_module("fbsearch", run_name="__main__")

@@ -1,0 +1,1 @@
+"""Others train: worker processes, and how a coordinator reaches them. Must not import optuna."""

@@ -1,0 +1,283 @@
+"""How a coordinator reaches its workers: in processes of this machine, or in the coordinator itself.
+
+Every executor gives the same events in the same order (see `events`). The coordinator's process stays free of torch:
+the worker is imported by name, where it runs.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from fbsearch.config.models import DataConfig, TrialConfig
+from fbsearch.errors import DeviceError
+from fbsearch.messages import Event, Failed, Finished, Stopped, WorkerDied
+from fbsearch.workers.executor import Slot, lost
+
+if TYPE_CHECKING:
+    from fbsearch.workers.worker import Worker
+
+
+class Executor(Protocol):
+    """Workers numbered from 0. A worker takes one trial at a time, after its Ready and after each trial's end."""
+
+    num_workers: int
+
+    def start(self) -> None:
+        """Start all workers; each will give Ready or CannotStart."""
+
+    def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
+        """Hand a trial to a worker that has none."""
+
+    def stop_trial(self, worker: int) -> None:
+        """Ask a worker to stop its trial soon; it gives Stopped, or the end that the trial had already come to."""
+
+    def kill(self, worker: int, *, reason: str) -> None:
+        """End a worker that hangs, whatever it is doing; WorkerDied with this reason follows, and another is started.
+
+        A worker inside the coordinator cannot be ended, nor be silent while somebody listens.
+        """
+
+    def events(self, *, timeout: float) -> list[Event]:
+        """What has happened since the last call; waits up to `timeout` seconds for the first event."""
+
+    def close(self) -> None:
+        """End all workers at once, whatever they are doing."""
+
+
+def num_cpus() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_gpus() -> int:
+    """CUDA devices torch can use. torch is asked in a process of its own, and only where there is an NVIDIA driver."""
+    if sys.platform == "linux" and not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+        return 0
+    probe = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if probe.returncode != 0:
+        raise DeviceError(f"torch cannot be loaded: {probe.stderr.strip().splitlines()[-1]}")
+    return int(probe.stdout)
+
+
+def devices_for(device: str, workers: int | None, *, workers_per_gpu: int = 1) -> list[str]:
+    """The device of each worker. `workers` None: `workers_per_gpu` a GPU, or without a GPU one a CPU core.
+
+    `auto` takes all GPUs in turn, or the CPU where there is none; `cuda` all GPUs; `cuda:N` and `cpu` what they say.
+    DeviceError if there is no such GPU.
+    """
+    if device == "cpu":
+        return ["cpu"] * (workers or num_cpus())
+    if device != "auto" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise DeviceError(f"--device {device}: no such kind of device; write auto, cpu, cuda or cuda:N")
+    gpus = [f"cuda:{index}" for index in range(num_gpus())]
+    if device == "auto":
+        return devices_for("cuda" if gpus else "cpu", workers, workers_per_gpu=workers_per_gpu)
+    if not gpus:
+        raise DeviceError(f"--device {device}: there is no CUDA device here; --device cpu (or auto) works without one")
+    chosen = gpus if device == "cuda" else [device]
+    if not set(chosen) <= set(gpus):
+        raise DeviceError(f"--device {device}: there is no such device; there are auto, cpu, cuda, {', '.join(gpus)}")
+    return deal(chosen, workers or len(chosen) * workers_per_gpu)
+
+
+def deal(gpus: list[str], num_workers: int) -> list[str]:
+    """The GPU of each worker, in turn: the first workers are spread over all."""
+    return [gpus[number % len(gpus)] for number in range(num_workers)]
+
+
+@dataclass(kw_only=True)
+class _Slot(Slot):
+    """One worker process: what the coordinator's side holds of it."""
+
+    process: BaseProcess
+    connection: Connection
+
+
+class ProcessExecutor:
+    """Worker processes of this machine, each with its own interpreter, living through many trials."""
+
+    def __init__(self, data: DataConfig, *, devices: list[str]) -> None:
+        self.num_workers = len(devices)
+        self._data = data
+        self._devices = devices
+        self._num_threads = max(1, num_cpus() // len(devices))
+        self._slots: dict[int, _Slot] = {}
+
+    def start(self) -> None:
+        self._slots = {number: self._spawn(number) for number in range(self.num_workers)}
+
+    def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
+        slot = self._slots[worker]
+        slot.take(trial)
+        self._send(slot, (trial, config))
+
+    def stop_trial(self, worker: int) -> None:
+        self._send(self._slots[worker], None)
+
+    def kill(self, worker: int, *, reason: str) -> None:
+        self._slots[worker].reason = reason
+        self._slots[worker].process.kill()  # `events` finds it dead
+
+    def events(self, *, timeout: float) -> list[Event]:
+        by_connection = {slot.connection: number for number, slot in self._slots.items()}
+        events: list[Event] = []
+        for connection in wait(list(by_connection), timeout):
+            assert isinstance(connection, Connection)
+            number = by_connection[connection]
+            try:
+                while connection.poll():
+                    events.append(self._slots[number].note(connection.recv()))
+            except (EOFError, OSError):  # OSError: killed in the middle of a message
+                events.append(self._replace(number))
+        return events
+
+    def close(self) -> None:
+        for slot in self._slots.values():
+            slot.process.kill()
+        for slot in self._slots.values():
+            slot.process.join()
+            slot.process.close()
+            slot.connection.close()
+        self._slots = {}
+
+    def _replace(self, number: int) -> Event:
+        """Start another worker in place of a dead one, unless none becomes ready, and say what happened."""
+        dead = self._slots.pop(number)
+        dead.process.join()
+        reason = dead.reason or f"the worker process {_exit_reason(dead.process.exitcode)}"
+        dead.process.close()
+        dead.connection.close()
+        num_starts = dead.starts_of_next()
+        if num_starts is None:
+            return lost(number, reason)
+        self._slots[number] = self._spawn(number, num_starts=num_starts)
+        return WorkerDied(number, dead.trial, reason)
+
+    def _spawn(self, number: int, *, num_starts: int = 1) -> _Slot:
+        context = multiprocessing.get_context("spawn")  # fork would copy the coordinator's threads and connections
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_serve,
+            args=(theirs, number, self._data, self._devices[number], self._num_threads),
+            name=f"fbsearch-worker-{number}",
+            daemon=True,
+        )
+        # Ctrl-C reaches every process of a terminal; the workers leave it to the coordinator from their first moment.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+        try:
+            process.start()
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGINT, handler)
+        theirs.close()
+        return _Slot(process=process, connection=ours, num_starts=num_starts)
+
+    @staticmethod
+    def _send(slot: _Slot, message: object) -> None:
+        # A worker that has just died is found by `events`, which says so.
+        with contextlib.suppress(ConnectionError):
+            slot.connection.send(message)
+
+
+def _serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    from fbsearch.workers.worker import serve
+
+    serve(connection, number, data, device, num_threads)
+
+
+def _die_with_parent() -> None:
+    """End this process the moment the coordinator is gone, even when that was killed and could not say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _exit_reason(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = " (the machine may be out of memory)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+    return f"ended with exit code {exitcode}"
+
+
+class InProcessExecutor:
+    """One worker inside the coordinator, for debugging: breakpoints work, and a crash takes the search with it."""
+
+    num_workers = 1
+
+    def __init__(self, data: DataConfig, *, device: str) -> None:
+        self._data = data
+        self._device = device
+        self._queue: deque[Event] = deque()
+        self._worker: Worker | None = None
+        self._running: Generator[Event, None, None] | None = None
+        self._trial = -1
+
+    def start(self) -> None:
+        from fbsearch.workers.worker import Worker
+
+        self._worker = Worker(0, self._data, device=self._device, say=self._queue.append)
+        self._queue.append(self._worker.ready)
+
+    def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
+        assert worker == 0 and self._running is None and self._worker is not None, (
+            "the worker has a trial, or was not started"
+        )
+        self._trial = trial
+        self._running = self._worker.run(trial, config)
+
+    def stop_trial(self, worker: int) -> None:
+        if self._running is None:
+            return  # it has come to its end, which `events` has given or will give
+        self._running.close()
+        self._running = None
+        self._queue.append(Stopped(worker, self._trial))
+
+    def kill(self, worker: int, *, reason: str) -> None:
+        raise AssertionError(f"worker {worker} is the coordinator itself, which was about to end it: {reason}")
+
+    def events(self, *, timeout: float) -> list[Event]:
+        # An epoch takes as long as it takes.
+        if not self._queue and self._running is not None:
+            event = next(self._running)
+            self._queue.append(event)
+            if isinstance(event, (Finished, Failed)):
+                self._running = None
+        elif not self._queue:
+            time.sleep(timeout)
+        events, self._queue = list(self._queue), deque()
+        return events
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def make_executor(data: DataConfig, *, device: str, workers: int | None, workers_per_gpu: int = 1) -> Executor:
+    """Workers as the flags say: `workers` None is `auto`, 0 is in-process."""
+    if workers == 0:
+        return InProcessExecutor(data, device=device)
+    return ProcessExecutor(data, devices=devices_for(device, workers, workers_per_gpu=workers_per_gpu))

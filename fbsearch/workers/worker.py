@@ -1,0 +1,172 @@
+"""A worker: takes TrialConfigs, trains them one after another, gives events. Knows nothing of Optuna.
+
+It lives through many trials: the device is set up and the data set loaded once. It never waits for an answer; whether
+to stop is looked up before every step. The same `Worker` runs in a process or in the coordinator (`--workers 0`).
+"""
+
+import gc
+import importlib
+import importlib.metadata
+import platform
+import time
+import traceback
+from collections.abc import Callable, Generator
+from multiprocessing.connection import Connection
+
+import torch
+
+from fbsearch.config.models import DataConfig, LimitsConfig, TrialConfig
+from fbsearch.data.dataset import VALIDATION_BATCH, load_dataset
+from fbsearch.errors import FbsearchError, TrialError
+from fbsearch.messages import (
+    OVER_LIMITS,
+    CannotStart,
+    Epoch,
+    Event,
+    Execution,
+    Failed,
+    Finished,
+    Notice,
+    Ready,
+    Started,
+    Stopped,
+)
+from fbsearch.network.model import FractalBrainNet
+from fbsearch.training.cost import measure_cost
+from fbsearch.training.loop import choose_device, choose_dtype, final_accuracy, is_out_of_memory, train
+from fbsearch.training.requirements import estimate_memory
+from fbsearch.training.step import describe_execution
+from fbsearch.workers.attention import take_attention
+from fbsearch.workers.tensorboard import curves
+
+VERSIONED = ("fbsearch", "torch", "numpy")
+
+
+class Worker:
+    """One slot of a search: a device and a data set that stay, and trials that come and go."""
+
+    def __init__(self, number: int, data: DataConfig, *, device: str, say: Callable[[Notice], None]) -> None:
+        """Set up the device and load the data. DeviceError and DataError where that cannot be done."""
+        started = time.perf_counter()
+        # The first optimiser of a process imports this (3 s). Better while nobody waits than in the first trial.
+        importlib.import_module("torch._dynamo")
+        self.number = number
+        self.device = choose_device(device)
+        # The same numbers for the same seed; on the networks here the deterministic kernels cost nothing noticeable.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        # The test split is not for a search: it is not even loaded.
+        self.data = load_dataset(
+            data, device=self.device, with_test=False, on_progress=lambda text: say(Notice(number, text))
+        )
+        self.ready = Ready(
+            worker=number,
+            device=_device_name(self.device),
+            dataset=self.data.info,
+            versions={"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in VERSIONED},
+            seconds=time.perf_counter() - started,
+        )
+
+    def run(
+        self, trial: int, config: TrialConfig, *, stop_requested: Callable[[], bool] = lambda: False
+    ) -> Generator[Event, None, None]:
+        """The events of one trial, from Started to Finished, Stopped or Failed.
+
+        The trial ends with Stopped soon after `stop_requested` is true: it is asked before every training step.
+        Closing the generator stops the trial too, between two epochs and without an event.
+        """
+        try:
+            torch.manual_seed(config.seed)
+            info = self.data.info
+            shape = {"num_classes": info.num_classes, "in_channels": info.in_channels, "image_size": info.image_size}
+            yield (started := self._gate(trial, config, shape))
+            check_limits(started, config.limits)
+            model = FractalBrainNet(config.model, **shape)
+            history = []
+            executions: list[Execution] = []
+            with curves(config, trial=trial) as write_curves:
+                for stats in train(
+                    model.to(self.device),
+                    config,
+                    self.data,
+                    stop_requested=stop_requested,
+                    on_execution=executions.append,
+                ):
+                    history.append(stats)
+                    write_curves(stats)
+                    execution = executions.pop() if executions else None
+                    if execution is not None and execution.reason:
+                        yield Notice(self.number, f"trial {trial}: {describe_execution(execution)}")
+                    yield Epoch(self.number, trial, stats, execution)
+            if stop_requested():
+                yield Stopped(self.number, trial)
+            else:
+                attention = take_attention(model, self.data)
+                yield Finished(self.number, trial, final_accuracy(history, config.train), attention)
+        except TrialError as error:
+            yield Failed(self.number, trial, error.kind, str(error))
+        except FbsearchError as error:
+            yield Failed(self.number, trial, "invalid_configuration", str(error))
+        except Exception as error:  # a trial's bug must not take the worker down: it is recorded with its traceback
+            kind = "out_of_memory" if is_out_of_memory(error) else "error"
+            message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            yield Failed(self.number, trial, kind, message, traceback.format_exc())
+        finally:
+            self._free()
+
+    def _gate(self, trial: int, config: TrialConfig, shape: dict[str, int]) -> Started:
+        """What a configuration costs. Memory takes 0.2 to 0.5 s for each new network: only where it has a limit."""
+        cost = measure_cost(config.model, **shape)
+        memory_mib = None
+        if config.limits.memory_mib is not None:
+            dtype = choose_dtype(config.train.precision, self.device)
+            batch = min(VALIDATION_BATCH, self.data.info.num_val)
+            memory_mib = estimate_memory(config, **shape, device=self.device, dtype=dtype, validation_batch=batch)
+        return Started(self.number, trial, cost.num_parameters, cost.flops, memory_mib)
+
+    def _free(self) -> None:
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+
+def check_limits(started: Started, limits: LimitsConfig) -> None:
+    """TrialError of the kind OVER_LIMITS that names every limit that a cost is over."""
+    over = [
+        f"{started.costs[key]:,.0f} {key} of at most {getattr(limits, key):,.0f}"
+        for key, excess in limits.excess(started.costs).items()
+        if excess > 0
+    ]
+    if over:
+        raise TrialError(f"over search.limits: {', '.join(over)}", kind=OVER_LIMITS)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda:{device.index or 0} {torch.cuda.get_device_name(device)}"
+    return f"cpu {platform.machine()}"
+
+
+def serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
+    """Be a worker: read (trial, TrialConfig) or None ("stop the trial"), send events, until the process is killed."""
+    torch.set_num_threads(num_threads)
+    try:
+        worker = Worker(number, data, device=device, say=connection.send)
+    except FbsearchError as error:
+        connection.send(CannotStart(number, str(error)))
+        return
+    connection.send(worker.ready)
+    while True:
+        message = connection.recv()
+        if message is not None:  # None: "stop" for a trial that had just ended
+            _serve_trial(connection, worker, *message)
+
+
+def _serve_trial(connection: Connection, worker: Worker, trial: int, config: TrialConfig) -> None:
+    for event in worker.run(trial, config, stop_requested=connection.poll):
+        if isinstance(event, Stopped):
+            message = connection.recv()
+            assert message is None, "a trial was sent to a busy worker"
+        connection.send(event)

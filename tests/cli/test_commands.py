@@ -1,0 +1,389 @@
+"""The command line where nothing is trained: help, exit codes, what is said of wrong usage and of what is not there."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+
+from fbsearch.config.study_file import StudyConfig, load_export, load_study, render_study
+from fbsearch.study.database import open_storage
+from fbsearch.study.study import create_study, fail, sample
+from fbsearch.workers.local import num_gpus
+
+COMMANDS = [
+    "run", "status", "export", "report", "init", "validate", "schema", "dashboard", "watch",
+    "train", "predict", "export-model", "summary", "analyze", "patterns", "bench",
+]  # fmt: skip
+PROGRAM = Path(sys.executable).with_name("fbsearch")
+PASSWORD = "geheim"
+Fbsearch = Callable[..., tuple[int, str, str]]
+
+
+def program(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run the installed command in a process of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "FBSEARCH_STORAGE"}
+    return subprocess.run(
+        [PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+PASSWORD_NOTE = "note: --storage shows its password in the process list; $FBSEARCH_STORAGE does not\n"
+
+
+def error_of(result: tuple[int, str, str]) -> str:
+    """The message of a command that failed by the user's fault."""
+    code, output, errors = result
+    assert (code, output) == (1, "")
+    errors = errors.removeprefix(PASSWORD_NOTE)
+    assert errors.startswith("error: ")
+    assert "Traceback" not in errors
+    return errors.removeprefix("error: ").removesuffix("\n")
+
+
+@pytest.fixture
+def searched(url: str, storage: RDBStorage) -> str:
+    """The URL of a database with two studies, the newest with five trials as a search leaves them."""
+    create_study(storage, StudyConfig(name="older"))
+    config = StudyConfig()
+    study = create_study(storage, config)
+    study.set_user_attr("dataset", {"num_classes": 10, "in_channels": 1, "image_size": 8, "num_train": 1150})
+    for value in (0.5, 0.9, 0.7, None, None):
+        trial = study.ask()
+        values = sample(trial, config)
+        trial.set_user_attr("config", config.trial(values, seed=trial.number).model_dump(mode="json"))
+        attributes = {
+            "num_parameters": 1234,
+            "flops": 5678,
+            "seconds": 1.5,
+            "environment": {"versions": {"torch": "2"}},
+        }
+        for key, attribute in attributes.items():
+            trial.set_user_attr(key, attribute)
+        if value is not None:
+            study.tell(trial, value)
+    study.tell(3, state=optuna.trial.TrialState.PRUNED)
+    fail(study, 4, kind="non_finite_loss", message="the loss is nan")
+    return url
+
+
+# Help and usage.
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_names_its_options(fbsearch: Fbsearch, command: str) -> None:
+    code, output, errors = fbsearch(command, "--help")
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"Usage: fbsearch {command} ")
+    flags = {
+        "run": ["--trials", "--workers", "--device", "--storage", "--timeout", "--seed", "--name", "--json"],
+        "status": ["--storage", "--json"],
+        "export": ["--top", "--output", "--format", "--storage"],
+        "report": ["--top", "--output", "--open", "--static", "--storage"],
+        "init": ["--force"],
+        "dashboard": ["--storage", "--port"],
+        "patterns": ["--output", "--size"],
+    }
+    assert [flag for flag in flags.get(command, []) if flag not in output] == []
+
+
+def test_help_lists_all_commands(fbsearch: Fbsearch) -> None:
+    code, output, _ = fbsearch("--help")
+    assert code == 0
+    listed = [line.split()[0] for line in output.partition("Commands:")[2].splitlines() if line.strip()]
+    assert listed == COMMANDS
+
+
+def test_help_of_the_installed_command(tmp_path: Path) -> None:
+    shown = program("--help", folder=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Find the best FractalBrainNet for your images." in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_is_the_installed_one(fbsearch: Fbsearch) -> None:
+    assert fbsearch("--version") == (0, "fbsearch 0.1.0\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run", "--trials", "0"], "--trials"),
+        (["run", "--trials", "-3"], "--trials"),
+        (["run", "--trials", "many"], "--trials"),
+        (["run", "--workers", "many"], "'many' is neither auto nor a number"),
+        (["run", "--workers", "-1"], "'-1' is neither auto nor a number"),
+        (["run", "--workers", "1.5"], "'1.5' is neither auto nor a number"),
+        (["run", "--timeout", "-1"], "--timeout"),
+        (["run", "--seed", "-1"], "--seed"),
+        (["run", "--trails", "3"], "--trails"),
+        (["run", "a.yaml", "b.yaml"], "b.yaml"),
+        (["export", "--top", "0"], "--top"),
+        (["export", "--format", "xml"], "'xml'"),
+        (["dashboard", "--port", "0"], "--port"),
+        (["patterns", "--size", "0"], "--size"),
+        (["init"], "file"),
+        (["validate"], "study_file"),
+        (["runn"], "runn"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2_and_names_it(fbsearch: Fbsearch, tmp_path: Path, arguments: list[str], named: str) -> None:
+    code, output, errors = fbsearch(*arguments)
+    assert (code, output) == (2, "")
+    assert errors.startswith("Usage: fbsearch")
+    assert named.lower() in errors.lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_shows_the_help(fbsearch: Fbsearch) -> None:
+    code, output, errors = fbsearch()
+    assert code == 2
+    assert "Commands:" in output + errors
+
+
+# init, schema, validate.
+
+
+def test_init_writes_the_default_study_and_says_what_is_next(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    code, output, errors = fbsearch("init", "a/study.yaml")
+    assert (code, errors) == (0, "")
+    assert "fbsearch validate a/study.yaml" in output
+    assert (tmp_path / "a" / "study.yaml").read_text(encoding="utf-8") == render_study(StudyConfig())
+    assert load_study(tmp_path / "a" / "study.yaml") == StudyConfig()
+
+
+def test_init_over_a_file_needs_force(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("mine")
+    assert error_of(fbsearch("init", "study.yaml")) == "study.yaml: is there already; --force writes over it"
+    assert path.read_text() == "mine"
+    assert fbsearch("init", "study.yaml", "--force")[0] == 0
+    assert load_study(path) == StudyConfig()
+
+
+@pytest.mark.parametrize("target", ["folder", "file/study.yaml"])
+def test_init_where_no_file_can_be_says_so(fbsearch: Fbsearch, tmp_path: Path, target: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    assert error_of(fbsearch("init", target, "--force")).startswith(f"{target}: cannot be written: ")
+
+
+def test_schema_is_valid_and_takes_the_default_study(fbsearch: Fbsearch) -> None:
+    code, output, errors = fbsearch("schema")
+    assert (code, errors) == (0, "")
+    schema = json.loads(output)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(StudyConfig().model_dump(mode="json", exclude={"space"}), schema)
+
+
+def test_validate_good_file_says_what_its_corners_cost(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("space: {model.fractal_levels: {num_stages: [1], level: [1, 2]}}")
+    code, output, errors = fbsearch("validate", "study.yaml")
+    assert (code, errors) == (0, "")
+    assert output.startswith("study.yaml: fine; 2 corners of the space build on 1 x 8 x 8 images: ")
+
+
+def test_validate_bad_file_shows_all_its_errors(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("train: {epocs: 3}\nmodel: {base_channels: 10}")
+    message = error_of(fbsearch("validate", "study.yaml"))
+    assert message.splitlines() == [
+        "study.yaml: model.base_channels: input should be a multiple of 4, found 10",
+        "study.yaml: train.epocs: unknown key; did you mean epochs?",
+    ]
+
+
+# The user's faults.
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_study_file_that_is_not_there_names_init(fbsearch: Fbsearch, tmp_path: Path, command: str) -> None:
+    message = error_of(fbsearch(command, "none.yaml"))
+    assert message == "none.yaml: no such file; `fbsearch init none.yaml` writes one"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_bad_study_file_makes_no_database(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("space: {train.learning_rate: {low: 0, high: 1, log: true}}")
+    message = error_of(fbsearch("run", "study.yaml"))
+    assert message == (
+        "study.yaml: space.train.learning_rate: log needs a low above 0, not 0: the logarithm of 0 does not exist"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+def test_run_cuda_without_one_says_what_works(fbsearch: Fbsearch, tmp_path: Path, device: str) -> None:
+    if num_gpus():
+        pytest.skip("there is a CUDA device")
+    message = error_of(fbsearch("run", "--device", device))
+    assert message == f"--device {device}: there is no CUDA device here; --device cpu (or auto) works without one"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_device_of_no_known_kind_says_so(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    message = error_of(fbsearch("run", "--device", "tpu"))
+    assert "no such kind of device; write auto, cpu, cuda or cuda:N" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201])
+def test_run_name_that_a_study_cannot_have_is_refused(fbsearch: Fbsearch, name: str) -> None:
+    code, _, message = fbsearch("run", "--name", name)
+    assert code == 2 and "--name" in message and "1 to 200 characters" in message
+
+
+@pytest.mark.parametrize("command", ["status", "export", "dashboard"])
+def test_reading_without_a_database_names_run(fbsearch: Fbsearch, tmp_path: Path, command: str) -> None:
+    message = error_of(fbsearch(command))
+    assert message == "studies/fbsearch.db: no such database; `fbsearch run` makes one, --storage names another"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_reading_an_empty_database_names_run(fbsearch: Fbsearch, tmp_path: Path, command: str) -> None:
+    (tmp_path / "x.db").touch()
+    message = error_of(fbsearch(command, "--storage", "sqlite:///x.db"))
+    assert message == "x.db: is empty, there is no study in it; `fbsearch run` fills it"
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_reading_a_database_without_a_study_names_run(
+    fbsearch: Fbsearch, url: str, storage: RDBStorage, command: str
+) -> None:
+    message = error_of(fbsearch(command, "--storage", url))
+    assert message == "there is no study in this database yet; `fbsearch run` makes one"
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_reading_an_unknown_study_lists_what_there_is(fbsearch: Fbsearch, searched: str, command: str) -> None:
+    message = error_of(fbsearch(command, "nope", "--storage", searched))
+    assert message == "there is no study 'nope' in this database; there are: older, digits"
+
+
+def test_storage_from_the_environment_is_used(fbsearch: Fbsearch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FBSEARCH_STORAGE", "sqlite:///elsewhere.db")
+    assert error_of(fbsearch("status")).startswith("elsewhere.db: no such database")
+
+
+def test_storage_wrong_scheme_is_one_line_without_the_password(fbsearch: Fbsearch) -> None:
+    message = error_of(fbsearch("status", "--storage", f"mysql://me:{PASSWORD}@host/db"))
+    assert message.startswith(
+        "--storage mysql://me:***@host/db: cannot use 'mysql'; write sqlite:///FILE or postgresql"
+    )
+    assert "\n" not in message
+
+
+@pytest.fixture
+def unreachable() -> str:
+    """The URL of a PostgreSQL server on a port where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"postgresql://me:{PASSWORD}@127.0.0.1:{listener.getsockname()[1]}/db"
+
+
+def test_storage_unreachable_server_is_one_line_without_the_password(fbsearch: Fbsearch, unreachable: str) -> None:
+    message = error_of(fbsearch("status", "--storage", unreachable))
+    assert message.endswith("the database server cannot be reached; check host, port, name and password")
+    assert PASSWORD not in message
+    assert "\n" not in message
+
+
+def test_debug_shows_the_traceback_but_not_the_password(tmp_path: Path, unreachable: str) -> None:
+    shown = program("--debug", "status", "--storage", unreachable, folder=tmp_path)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert "Traceback (most recent call last)" in shown.stderr
+    assert "fbsearch.errors.StorageError: postgresql://me:***@127.0.0.1" in shown.stderr
+    assert PASSWORD not in shown.stderr
+
+
+def test_error_of_the_installed_command_is_one_line(tmp_path: Path) -> None:
+    shown = program("status", folder=tmp_path)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == (
+        "error: studies/fbsearch.db: no such database; `fbsearch run` makes one, --storage names another\n"
+    )
+
+
+# status and export of what a search has left.
+
+
+def test_status_json_is_one_object_with_the_documented_keys(fbsearch: Fbsearch, searched: str) -> None:
+    code, output, errors = fbsearch("status", "--json", "--storage", searched)
+    assert (code, errors) == (0, "")
+    content = json.loads(output)
+    assert {"study", "storage", "num_complete", "num_pruned", "num_failed", "num_running", "best"} <= content.keys()
+    assert (content["study"], content["storage"]) == ("digits", searched)
+    counts = [content[f"num_{kind}"] for kind in ("complete", "pruned", "failed", "running")]
+    assert counts == [3, 1, 1, 0]
+    assert content["best"].keys() == {"trial", "value", "config"}
+    assert (content["best"]["trial"], content["best"]["value"]) == (1, 0.9)
+
+
+def test_status_json_without_a_trial_has_no_best(fbsearch: Fbsearch, searched: str) -> None:
+    _, output, _ = fbsearch("status", "older", "--json", "--storage", searched)
+    assert json.loads(output)["best"] is None
+
+
+def test_status_for_people_says_the_same(fbsearch: Fbsearch, searched: str) -> None:
+    code, output, _ = fbsearch("status", "--storage", searched)
+    assert code == 0
+    assert "3 complete, 1 pruned, 1 failed, 0 running" in output
+    assert "90.00%" in output
+    assert "trial 1" in output
+
+
+def test_export_yaml_is_the_best(fbsearch: Fbsearch, searched: str, tmp_path: Path) -> None:
+    code, output, _ = fbsearch("export", "--top", 2, "--output", "out/best.yaml", "--storage", searched)
+    assert (code, output) == (0, "out/best.yaml: the best 2 configurations of the study 'digits'\n")
+    export = load_export(tmp_path / "out" / "best.yaml")
+    assert [(config.trial, config.value) for config in export.configs] == [(1, 0.9), (2, 0.7)]
+
+
+def test_export_csv_and_json_are_all_trials(fbsearch: Fbsearch, searched: str, tmp_path: Path) -> None:
+    for kind in ("csv", "json"):
+        code, output, _ = fbsearch("export", "--format", kind, "--output", f"all.{kind}", "--storage", searched)
+        assert (code, output) == (0, f"all.{kind}: 5 trials of the study 'digits'\n")
+    with (tmp_path / "all.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = json.loads((tmp_path / "all.json").read_text())
+    states = ["complete", "complete", "complete", "pruned", "fail"]
+    assert [row["state"] for row in rows] == [record["state"] for record in records] == states
+    assert [float(row["value"]) for row in rows[:3]] == [record["value"] for record in records[:3]] == [0.5, 0.9, 0.7]
+    assert rows[4]["failure"] == records[4]["failure"] == "the loss is nan"
+    assert float(rows[0]["train.learning_rate"]) == pytest.approx(records[0]["train.learning_rate"], rel=1e-6)
+
+
+def test_export_before_a_trial_is_complete_writes_nothing(fbsearch: Fbsearch, searched: str, tmp_path: Path) -> None:
+    message = error_of(fbsearch("export", "older", "--storage", searched))
+    assert message == "the study 'older' has no complete trial yet; `fbsearch run` goes on with it"
+    assert not (tmp_path / "best.yaml").exists()
+
+
+def test_export_to_a_folder_says_so(fbsearch: Fbsearch, searched: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    message = error_of(fbsearch("export", "--output", "folder", "--storage", searched))
+    assert message == "folder: cannot be written: Is a directory"
+
+
+def test_run_changed_settings_say_what_changed_and_train_nothing(
+    fbsearch: Fbsearch, searched: str, tmp_path: Path
+) -> None:
+    (tmp_path / "study.yaml").write_text("train: {epochs: 3}")
+    result = fbsearch("run", "study.yaml", "--device", "cpu", "--workers", "1", "--storage", searched)
+    lines = error_of(result).splitlines()
+    assert lines[1:] == [
+        "  train.epochs: 8 -> 3",
+        "their results cannot be compared; --name NAME starts a new study with these settings",
+    ]
+    opened = open_storage(searched)
+    assert len(optuna.load_study(storage=opened, study_name="digits").trials) == 5
+    opened.engine.dispose()

@@ -1,0 +1,152 @@
+"""`watch` on a real database: what it shows, how little it reads, and that Ctrl-C ends it cleanly."""
+
+import io
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState
+from rich.console import Console
+
+from fbsearch.cli.app import main
+from fbsearch.cli.status import watch_study, watch_table
+from fbsearch.config.study_file import StudyConfig
+from fbsearch.study.database import open_storage
+from fbsearch.study.study import create_study, fail, load_study, sample
+
+NAME = "[bold]<script>[/bold]"
+
+
+def start(study: optuna.Study, *accuracies: float) -> optuna.Trial:
+    """A running trial that has reported these."""
+    config, trial = StudyConfig(name=study.study_name), study.ask()
+    stored = config.trial(sample(trial, config), seed=trial.number)
+    trial.set_user_attr("config", stored.model_dump(mode="json"))
+    trial.set_user_attr("device", "cpu x86_64")
+    for epoch, accuracy in enumerate(accuracies, start=1):
+        trial.report(accuracy, epoch)
+    return trial
+
+
+@pytest.fixture
+def study(storage: Any) -> optuna.Study:
+    """One trial complete, one pruned, one failed, one running, one just asked for."""
+    made = create_study(storage, StudyConfig(name=NAME))
+    made.tell(start(made, 0.5, 0.9), 0.9)
+    made.tell(start(made, 0.3), state=TrialState.PRUNED)
+    start(made)
+    fail(made, 2, kind="error", message="no [red]memory")
+    start(made, 0.4, 0.61)
+    made.ask()
+    return made
+
+
+def shown(study: optuna.Study) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(watch_table(study))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_watch_shows_counts_best_running_and_latest_trials(study: optuna.Study) -> None:
+    lines = [" ".join(line.split()) for line in shown(study).splitlines()]
+    assert lines[0].startswith(f"{NAME} 2 1 complete, 1 pruned, 1 failed, 2 running")
+    assert lines[1].startswith("best 90.00% trial 0: fractal_levels [")
+    running = lines[3:5]
+    assert running[0].startswith("3 2/8 61.00% cpu x86_64 fractal_levels [") and "learning_rate 0.0" in running[0]
+    assert running[1].startswith("4 0/? starting")
+    assert [line.split(":")[0].split(" fractal")[0] for line in lines[6:9]] == [
+        "2 failed no [red]memory", "1 pruned 30.00% after epoch 1", "0 complete 90.00%",
+    ]  # fmt: skip
+
+
+def test_watch_knows_how_many_there_will_be_where_it_is_stored(study: optuna.Study) -> None:
+    study.set_user_attr("num_trials", 100)
+    text = shown(study)
+    assert " 2/100 " in text and "trials a minute, about " in text
+
+
+def test_watch_an_empty_study_and_one_of_another_version(storage: Any) -> None:
+    empty = create_study(storage, StudyConfig())
+    assert "no trial is complete yet" in shown(empty) and "no trial is running" in shown(empty)
+    trial = empty.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("config", {"model": {}, "gone": 1})
+    empty.tell(trial, 0.5)
+    assert "best 50.00%" in shown(empty)
+
+
+def test_watch_reads_the_same_however_many_trials_have_ended_and_writes_nothing(study: optuna.Study, url: str) -> None:
+    opened = open_storage(url)
+    watched = load_study(opened, NAME)
+    statements: list[str] = []
+    rows: list[int] = []
+
+    @sqlalchemy.event.listens_for(opened.engine, "before_cursor_execute")
+    def on_statement(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        statements.append(statement)
+
+    def look() -> int:
+        statements.clear()
+        shown(watched)
+        assert all(statement.lstrip().startswith(("SELECT", "PRAGMA")) for statement in statements), statements
+        rows.append(len(statements))
+        return len(statements)
+
+    look()
+    few = look()
+    for _ in range(40):
+        study.tell(start(study, 0.5), 0.5)
+    look()
+    assert look() == few < 20
+    opened.engine.dispose()
+
+
+def test_watch_once_prints_and_ends(
+    study: optuna.Study, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fbsearch", "watch", "--once", "--storage", url])
+    monkeypatch.setenv("COLUMNS", "150")
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0 and "best 90.00%" in capsys.readouterr().out
+
+
+def test_watch_on_a_terminal_draws_the_table_anew(study: optuna.Study) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=150, legacy_windows=False)
+    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        watch_study(console, study, interval=0.2, once=False)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.count("61.00%") >= 3 and text.endswith("\x1b[?25h"), "the cursor is shown again"
+
+
+def test_watch_without_a_terminal_says_what_ends_until_ctrl_c(study: optuna.Study, url: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fbsearch", "watch", "--interval", "0.2", "--storage", url]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+
+        def wait_for(words: str) -> None:
+            deadline = time.monotonic() + 60
+            while words not in (tmp_path / "log").read_text():
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+
+        try:
+            wait_for("1 complete, 1 pruned, 1 failed, 2 running")
+            study.tell(3, 0.95)
+            wait_for("[3] trial 3 complete 95.00%: fractal_levels [")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 0
+        finally:
+            process.kill()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"{NAME}: ")

@@ -1,0 +1,125 @@
+"""What is said of a study in numbers: intervals, importances, savings and fronts."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_studies import make_study
+from optuna.storages import RDBStorage
+
+from fbsearch.report.page import trials_frame
+from fbsearch.report.statistics import (
+    accuracy_after,
+    best_so_far,
+    choices,
+    importances,
+    labels,
+    parameters,
+    pareto_front,
+    ranked,
+    saved_by_pruning,
+    scale,
+    shared_epoch,
+    wilson_interval,
+)
+
+
+@pytest.fixture
+def frame(storage: RDBStorage) -> pd.DataFrame:
+    return trials_frame(make_study(storage, 90))
+
+
+# Published values of Wilson's interval: 15 of 148 (Newcombe, 1998), and the closed forms at the ends.
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [
+        (81 / 263, 263, (0.2553, 0.3662)),
+        (15 / 148, 148, (0.0624, 0.1605)),
+        (0.0, 20, (0.0, 0.1611)),
+        (1.0, 29, (0.8830, 1.0)),
+    ],
+)
+def test_wilson_interval_is_the_published_one(share: float, count: int, expected: tuple[float, float]) -> None:
+    assert wilson_interval(share, count) == pytest.approx(expected, abs=5e-5)
+
+
+def test_parameters_are_one_field_for_all_levels(frame: pd.DataFrame) -> None:
+    names = ["model.fractal_levels", "model.base_channels", "model.pattern", "train.learning_rate"]
+    assert sorted(parameters(frame)) == sorted(names)
+    same = frame[frame["model.pattern"] == "julia"]
+    assert "model.pattern" not in parameters(same)
+    assert "model.pattern" in parameters(same, varied=False)
+
+
+def test_labels_of_numbers_words_and_null() -> None:
+    mixed = pd.Series([1.0, None, "a", True, 0.000123456], dtype=object)
+    assert list(labels(mixed)) == ["1", "null", "a", "true", "0.0001235"]
+    assert choices(pd.Series([16, 8, 24, 8])) == ["8", "16", "24"]
+    assert choices(pd.Series(["[2, 1]", "[1]", "[1, 2]"])) == ["[1]", "[1, 2]", "[2, 1]"]
+
+
+def test_scale_of_numbers_and_choices() -> None:
+    numbers = np.linspace(0.1, 0.5, 20)
+    frame = pd.DataFrame({"a.few": [8, 16] * 10, "a.words": ["x", "y"] * 10, "a.flat": numbers, "a.steep": numbers})
+    frame.attrs["log"] = ["a.steep"]
+    kinds = {name: scale(frame[frame["a.few"] > 0], name) for name in frame.columns}
+    assert kinds == {"a.few": "choices", "a.words": "choices", "a.flat": "linear", "a.steep": "log"}
+
+
+def test_importances_tell_what_mattered_from_what_did_not(frame: pd.DataFrame) -> None:
+    found = importances(frame)
+    assert list(found["basis"].unique()) == ["early", "final"]
+    for _, part in found.groupby("basis"):
+        assert part["share"].sum() == pytest.approx(1)
+        sure = part["explained"] > part["chance"]
+        assert list(part["parameter"][sure]) == ["model.base_channels"]
+        assert part.iloc[0]["best"] == "best 24, worst 8"
+        assert part["explained"].between(0, 1).all()
+
+
+def test_importances_of_few_or_equal_trials_are_empty(frame: pd.DataFrame) -> None:
+    assert len(importances(frame.head(10))) == 0
+    equal = frame.assign(value=0.5, history=[[{"epoch": 1, "val_accuracy": 0.5}]] * len(frame), epochs=1)
+    assert len(importances(equal)) == 0
+
+
+def test_importances_ignore_values_that_are_no_numbers(frame: pd.DataFrame) -> None:
+    frame.at[0, "value"] = math.nan
+    frame.at[1, "history"] = [{"epoch": 1, "val_accuracy": math.nan}]
+    assert np.isfinite(importances(frame)[["share", "explained", "chance"]].to_numpy()).all()
+
+
+def test_shared_epoch_is_the_last_that_all_reached(frame: pd.DataFrame) -> None:
+    assert shared_epoch(frame) == 4
+    assert shared_epoch(frame[frame["state"] == "complete"]) == 8
+    assert shared_epoch(frame.head(0)) is None
+    assert accuracy_after(frame, 4).notna().all()
+    assert accuracy_after(frame, 8).notna().sum() == 30
+
+
+def test_ranked_and_best_so_far_agree_on_the_best(frame: pd.DataFrame) -> None:
+    best = ranked(frame)
+    assert list(best["rank"]) == list(range(1, 31))
+    assert best["value"].is_monotonic_decreasing
+    assert best_so_far(frame).iloc[-1] == best.iloc[0]["value"]
+
+
+def test_saved_by_pruning_counts_the_epochs_not_run(frame: pd.DataFrame) -> None:
+    saving = saved_by_pruning(frame)
+    assert saving is not None
+    assert (saving.num_run, saving.num_saved) == (30 * 8 + 60 * 4, 60 * 4)
+    assert saving.share == pytest.approx(1 / 3)
+    assert saving.seconds_saved == pytest.approx(60 * 4 * 0.5)
+    assert saved_by_pruning(frame.assign(planned_epochs=math.nan)) is None
+
+
+def test_pareto_front_has_no_trial_that_another_beats(frame: pd.DataFrame) -> None:
+    front = pareto_front(frame, "num_parameters")
+    complete = frame[frame["state"] == "complete"]
+    assert len(front) >= 1
+    for _, trial in front.iterrows():
+        cheaper = complete[complete["num_parameters"] <= trial["num_parameters"]]
+        assert cheaper["value"].max() == trial["value"]
+    assert front["value"].is_monotonic_increasing
+    assert front["num_parameters"].is_monotonic_increasing
