@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fbsearch.config.export_file import load_export
     from fbsearch.config.models import FractalPatternType, ModelConfig
-    from fbsearch.config.study_file import load_export, load_study
+    from fbsearch.config.study_file import load_study
     from fbsearch.network.model import FractalBrainNet, create_fractal_brain_net
     from fbsearch.network.patterns import FractalPatternGenerator, generate_pattern
 
@@ -22,7 +23,7 @@ _HOMES = {
     "ModelConfig": "config.models",
     "create_fractal_brain_net": "network.model",
     "generate_pattern": "network.patterns",
-    "load_export": "config.study_file",
+    "load_export": "config.export_file",
     "load_study": "config.study_file",
 }
 

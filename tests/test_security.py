@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fbsearch.config.models import DataConfig, TrainConfig
-from fbsearch.config.trust import check_paths
+from fbsearch.config.study_file import check_paths
 from fbsearch.errors import ConfigError
 
 SECRET = "geheim-4711"

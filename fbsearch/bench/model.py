@@ -28,7 +28,7 @@ from fbsearch.bench.networks import (
 )
 from fbsearch.bench.step import Subject
 from fbsearch.errors import ConfigError
-from fbsearch.training.loop import choose_device
+from fbsearch.training.devices import choose_device
 
 PHASES = ("training", "inference")
 NAMES = ("net", "precision", "implementation")

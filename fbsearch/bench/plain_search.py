@@ -25,8 +25,8 @@ from fbsearch.config.models import AugmentConfig, TrialConfig
 from fbsearch.config.study_file import StudyConfig, load_study
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.study.study import make_pruner, make_sampler, sample
-from fbsearch.training.loop import choose_device
+from fbsearch.study.sampling import make_pruner, make_sampler, sample
+from fbsearch.training.devices import choose_device
 from fbsearch.training.optimizers import make_scheduler
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {

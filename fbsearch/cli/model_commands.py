@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Untrusted
 
@@ -80,10 +81,10 @@ def train(
 
     The same command goes on after the last whole epoch where one was killed; a finished seed is not trained again.
     """
-    from rich.console import Console
 
-    from fbsearch.config.study_file import load_export
-    from fbsearch.config.trust import check_paths
+    from fbsearch.cli.tables import print_comparison, print_next, print_summary
+    from fbsearch.config.export_file import load_export
+    from fbsearch.config.study_file import check_paths
     from fbsearch.training import distributed
     from fbsearch.winners import plan as runs
     from fbsearch.winners import results
@@ -128,18 +129,18 @@ def train(
     rows = results.summarize(folder)
     content: dict[str, Any] = {"study": exported.study, "folder": str(folder), "configs": rows}
     if not as_json:
-        results.print_summary(console, rows)
+        print_summary(console, rows)
     if names:
         from fbsearch.winners import comparison
 
         content["comparison"] = comparison.compare(winners, outcomes, recipe=baseline_recipe)
         comparison.write_comparison(folder, content["comparison"])
         if not as_json:
-            comparison.print_comparison(console, content["comparison"])
+            print_comparison(console, content["comparison"])
     if as_json:
         print(json.dumps(content))
     else:
-        results.print_next(console, folder)
+        print_next(console, folder)
 
 
 @app.command()
@@ -151,7 +152,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what is on images. One that cannot be read is named, the rest go on, and the exit code is 1."""
-    from fbsearch.training.loop import choose_device
+    from fbsearch.training.devices import choose_device
     from fbsearch.winners import predict as prediction
     from fbsearch.winners.checkpoint import load_model
 
@@ -180,11 +181,12 @@ def export_model(
 
     What was written gives the live network's outputs, or it is not kept.
     """
-    from fbsearch.winners import checkpoint
+    from fbsearch.winners import model_export
+    from fbsearch.winners.checkpoint import load_model
 
-    loaded = checkpoint.load_model(model)
-    path = output or loaded.folder / f"model{checkpoint.EXPORT_ENDINGS[output_format.value]}"
-    worst = checkpoint.export_model(loaded, path, kind=output_format.value)
+    loaded = load_model(model)
+    path = output or loaded.folder / f"model{model_export.EXPORT_ENDINGS[output_format.value]}"
+    worst = model_export.export_model(loaded, path, kind=output_format.value)
     card = loaded.card
     print(
         f"{path}: images float32 [batch, {card.in_channels}, {card.image_size}, {card.image_size}] in [0, 1] to logits "
@@ -200,7 +202,6 @@ def summary(
     as_json: AsJson = False,
 ) -> None:
     """Show a network's parts with their shapes, parameters and FLOPs."""
-    from rich.console import Console
 
     from fbsearch.pictures import architecture as drawings
     from fbsearch.winners.checkpoint import find_config, write_bytes
@@ -235,7 +236,6 @@ def analyze(
 
     An export holds no weights: the net is trained for its epochs first, unless --checkpoint names them.
     """
-    from rich.console import Console
 
     from fbsearch.winners.analysis import analyze_export
 

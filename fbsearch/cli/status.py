@@ -6,7 +6,6 @@ Reads what it is given; decides nothing.
 import datetime
 import shlex
 import time
-from types import TracebackType
 from typing import Any
 
 import optuna
@@ -14,37 +13,24 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from fbsearch.config.models import TrialConfig
-from fbsearch.config.study_file import StudyConfig
-from fbsearch.messages import (
-    OVER_LIMITS,
-    CannotStart,
-    Epoch,
-    Event,
-    Failed,
-    Finished,
-    Notice,
-    Ready,
-    Started,
-    WorkerDied,
-    WorkerLost,
-)
-from fbsearch.search.state import RunningTrial, SearchState
+from fbsearch.search.state import SearchState
 from fbsearch.study.database import hide_password
-from fbsearch.study.study import best_trials, is_failure, sampled_names, trial_config
+from fbsearch.study.study import best_trials
 from fbsearch.study.trial_record import (
     describe_untrained,
     describe_untrained_of,
     is_duplicate,
+    is_failure,
     is_finished,
     is_infeasible,
+    sampled_names,
+    trial_config,
 )
 
-UPDATES_PER_SECOND = 2
 # What `watch` shows: so many trials that have ended, and the pace of those that ended in this time before the newest.
 NUM_LATEST = 8
 PACE_WINDOW = datetime.timedelta(minutes=10)
@@ -71,133 +57,9 @@ def format_seconds(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-class LiveTable:
-    """The table that is drawn anew in place while a search runs."""
-
-    def __init__(self, console: Console, config: StudyConfig) -> None:
-        self._config = config
-        self._state: SearchState | None = None
-        self._live = Live(
-            console=console, get_renderable=self._render, refresh_per_second=UPDATES_PER_SECOND, transient=True
-        )
-
-    def __enter__(self) -> "LiveTable":
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def __call__(self, state: SearchState, event: Event | None) -> None:
-        self._state = state
-        if isinstance(event, (CannotStart, WorkerLost)) or (isinstance(event, WorkerDied) and event.trial is None):
-            self._live.console.print(f"[red]worker {event.worker}[/red]: {escape(event.message)}", highlight=False)
-        elif isinstance(event, Failed) and event.kind == OVER_LIMITS:
-            return  # counted, and no fault
-        elif isinstance(event, (Failed, WorkerDied)):
-            self._live.console.print(f"[red]failed[/red] trial {event.trial}: {escape(event.message)}", highlight=False)
-
-    def _render(self) -> RenderableType:
-        state = self._state
-        if state is None:
-            return Text("starting workers ...", style="dim")
-        left = state.seconds_left
-        head = Table.grid(padding=(0, 2))
-        head.add_row(
-            Text(state.name, style="bold"),
-            ProgressBar(total=state.num_trials, completed=state.num_finished, width=30),
-            f"{state.num_finished}/{state.num_trials}",
-            _count_words(state),
-            "" if left is None else f"{format_seconds(left)} left",
-        )
-        rows: list[RenderableType] = [head, self._best(state), self._workers(state)]
-        if state.away:
-            rows.append(Text(f"{state.away}: results are kept until the database is back", style="red"))
-        if state.notice:
-            rows.append(Text(state.notice, style="dim"))
-        return Group(*rows)
-
-    def _best(self, state: SearchState) -> Text:
-        if state.best is None or state.best.value is None:
-            return Text("no trial is complete yet", style="dim")
-        what = describe(trial_config(state.best), self._config.space)
-        return Text.assemble("best ", (f"{state.best.value:.2%}", "bold green"), f"  trial {state.best.number}: {what}")
-
-    def _workers(self, state: SearchState) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("worker", "device", "trial", "epoch", "val acc", "configuration"):
-            table.add_column(column, no_wrap=True, overflow="ellipsis", justify="left")
-        for worker in range(state.num_workers):
-            device = state.devices.get(worker, "")
-            running = state.running.get(worker)
-            if running is None:
-                table.add_row(str(worker), device, Text("idle" if device else "starting", style="dim"))
-                continue
-            epoch = f"{len(running.history)}/{running.config.train.epochs}"
-            accuracy = f"{running.history[-1].val_accuracy:.2%}" if running.history else ""
-            what = describe(running.config, self._config.space)
-            table.add_row(str(worker), device, str(running.trial.number), epoch, accuracy, what)
-        return table
-
-
-class PlainLines:
-    """One line for each trial that ends, where the output is no terminal."""
-
-    def __init__(self, console: Console, config: StudyConfig) -> None:
-        self._console = console
-        self._config = config
-        self._running: dict[int, RunningTrial] = {}
-        self._away = ""
-
-    def __enter__(self) -> "PlainLines":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        pass
-
-    def __call__(self, state: SearchState, event: Event | None) -> None:
-        if bool(state.away) != bool(self._away):
-            is_back = f"{self._away}: over, the database is back"
-            self._print(f"{state.away}: results are kept until the database is back" if state.away else is_back)
-            self._away = state.away
-        match event:
-            case Ready(worker=worker, device=device, seconds=seconds):
-                self._print(f"worker {worker} is ready on {device} after {seconds:.1f} s")
-            case Notice(worker=worker, text=text):
-                self._print(f"worker {worker}: {text}")
-            case Started(trial=trial) if event.worker in state.running:
-                self._running[trial] = state.running[event.worker]
-            case Epoch(trial=trial, stats=stats) if event.worker not in state.running and trial in self._running:
-                self._ended(state, trial, f"pruned   {stats.val_accuracy:.2%} after epoch {stats.epoch}")
-            case Finished(trial=trial, value=value) if trial in self._running:
-                self._ended(state, trial, f"complete {value:.2%} after epoch {len(self._running[trial].history)}")
-            case Failed(trial=trial, kind=kind, message=message) if trial in self._running:
-                self._ended(state, trial, f"{'infeasible' if kind == OVER_LIMITS else 'failed  '} {message}")
-            case WorkerDied(trial=int(trial), message=message):
-                self._print(f"trial {trial} failed: {message}")
-            case WorkerDied(message=message) | CannotStart(message=message) | WorkerLost(message=message):
-                self._print(f"worker {event.worker}: {message}")
-
-    def _ended(self, state: SearchState, trial: int, how: str) -> None:
-        running = self._running.pop(trial)
-        best = "" if state.best is None else f"  (best {state.best.value:.2%})"
-        done = f"[{state.num_finished}/{state.num_trials}]"
-        self._print(f"{done} trial {trial} {how}: {describe(running.config, self._config.space)}{best}")
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _count_words(state: SearchState) -> str:
     counts = f"{state.num_complete} complete, {state.num_pruned} pruned, {state.num_failed} failed"
     return counts + describe_untrained(state.num_infeasible, state.num_duplicates)
-
-
-def make_view(console: Console, config: StudyConfig) -> LiveTable | PlainLines:
-    """The live table on a terminal, plain lines elsewhere."""
-    return LiveTable(console, config) if console.is_terminal else PlainLines(console, config)
 
 
 def print_best(console: Console, best: FrozenTrial) -> None:

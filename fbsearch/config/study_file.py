@@ -1,29 +1,20 @@
-"""The two YAML formats that users keep: the study file, which says what to search, and the export of the best.
-
-Reads, checks and writes both; all errors of a file are shown together, each with its key path. This file must not
-import torch or optuna.
-"""
+"""The study file: what to search, and how a network is trained. All errors of a file are shown together."""
 
 import contextlib
-import datetime
-import difflib
-import re
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from fbsearch.config.models import DataConfig, LimitsConfig, ModelConfig, Strict, TrainConfig, TrialConfig
 from fbsearch.config.space import DEFAULT_SPACE, FIELDS, SECTIONS, Dimension, check_space, corners, grid_points
+from fbsearch.config.yaml_format import describe_errors, on_one_line, read_yaml, without_unset_keys
 from fbsearch.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_NAME = 200
-EXPORT_FORMAT = "fbsearch-export/1"
 # A space with more corners than this is checked at the first of them only; `validate` says so.
 MAX_CORNERS = 2048
 
@@ -84,7 +75,7 @@ class StudyConfig(Strict):
                 {"data": self.data, "seed": seed, "limits": self.search.limits, **sections}
             )
         except ValidationError as error:
-            lines = _describe(error, TrialConfig)
+            lines = describe_errors(error, TrialConfig)
             raise ConfigError(f"{values} cannot be used together: " + "; ".join(lines)) from None
 
     def corners(self) -> Iterator[TrialConfig]:
@@ -95,121 +86,16 @@ class StudyConfig(Strict):
             yield self.trial(values, seed=self.search.seed)
 
 
-class ExportedConfig(Strict):
-    """One of the best configurations: whole and resolved, no default left to guess."""
-
-    rank: int = Field(ge=1)
-    trial: int = Field(ge=0)
-    value: float
-    num_parameters: int
-    num_classes: int
-    in_channels: int
-    image_size: int
-    seed: int = Field(ge=0)
-    data: DataConfig
-    model: ModelConfig
-    train: TrainConfig
-
-
-class SearchCompute(Strict):
-    """What a study's finished trials have cost.
-
-    `train_flops` is the sum of one image's forward FLOPs x training images x epochs run: the same on every machine.
-    A training step costs about three forward passes, in every network alike.
-    """
-
-    num_trials: int = Field(ge=1)
-    num_epochs: int = Field(ge=0)
-    train_flops: int = Field(ge=0)
-    seconds: float = Field(ge=0)
-
-
-class Searched(Strict):
-    """What a search drew from and what it spent: what it takes to search the same space otherwise at equal compute."""
-
-    model: ModelConfig
-    train: TrainConfig
-    space: dict[str, Dimension] = Field(min_length=1)
-    compute: SearchCompute
-
-
-class Export(Strict):
-    """The file that `fbsearch export` writes. Files from before there was `search` have none."""
-
-    format: Literal["fbsearch-export/1"] = "fbsearch-export/1"
-    study: str
-    exported: datetime.datetime
-    versions: dict[str, str]
-    configs: tuple[ExportedConfig, ...] = Field(min_length=1, strict=False)
-    search: Searched | None = None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader; a key that stands twice is an error, and 1e-3 is a number (YAML 1.2, not 1.1's text)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key_node.value for key_node, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep=deep)
-        except ValueError as error:  # a date or a number that cannot be, such as 2026-13-45
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def read_yaml(path: Path, *, maker: str) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError names file, line and fault. `maker` is the command that writes one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `{maker}` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values, such as `name: my-study`, found {type(content).__name__}")
-    return content
-
-
 def load_study(path: Path) -> StudyConfig:
     """Read and check a study file. ConfigError lists everything that is wrong with it."""
-    return _validate(StudyConfig, read_yaml(path, maker=f"fbsearch init {path}"), path)
+    return validate_content(StudyConfig, read_yaml(path, maker=f"fbsearch init {path}"), path)
 
 
-def load_export(path: str | Path) -> Export:
-    """Read and check a file that `fbsearch export` wrote. ConfigError if it is none, or of a newer format."""
-    path = Path(path)
-    maker = f"fbsearch export --output {path}"
-    content = read_yaml(path, maker=maker)
-    found = content.get("format")
-    if found != EXPORT_FORMAT:
-        newer = isinstance(found, str) and found.startswith("fbsearch-export/")
-        reason = f"its format is {found!r}, this fbsearch reads {EXPORT_FORMAT!r}" if newer else "it is no export"
-        raise ConfigError(f"{path}: format: {reason}; `{maker}` writes one")
-    return _validate(Export, content, path)
-
-
-def _validate(model: type[Model], content: dict[str, Any], path: Path) -> Model:
+def validate_content(model: type[Model], content: dict[str, Any], path: Path) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = _describe(error, model)
+        lines = describe_errors(error, model)
         if model is StudyConfig:
             lines += _check_sound_dimensions(content.get("space"))
         raise ConfigError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
@@ -222,47 +108,6 @@ def _check_sound_dimensions(space: Any) -> list[str]:
         with contextlib.suppress(ValidationError):
             sound[name] = TypeAdapter(Dimension).validate_python(dimension)
     return check_space(sound)
-
-
-def _describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """The errors of pydantic as lines `key.path: what is wrong and what is allowed`."""
-    lines = []
-    items = error.errors()
-    for item in items:
-        if any(other["loc"][: len(item["loc"])] == item["loc"] and other is not item for other in items):
-            continue  # only says again that something below it is wrong
-        loc = tuple(part for part in item["loc"] if not str(part).startswith("<"))
-        key = ".".join(str(part) for part in loc)
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = _unknown_key(model, item["loc"])
-        elif item["type"] == "missing":
-            message = "this key is missing"
-        elif not isinstance(item["input"], (dict, BaseModel)):
-            message = f"{message[0].lower()}{message[1:]}, found {item['input']!r}"
-        lines += [f"{key}: {message}"] if key else message.split("\n")
-    return lines
-
-
-def _unknown_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """What to write instead of a key that is not known, from the model that `loc` leads to."""
-    allowed: list[str] = []
-    current: type[BaseModel] | None = model
-    annotation: Any = None
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            annotation = next(iter(typing.get_args(annotation)), None)
-        else:
-            field = current.model_fields.get(part) if current else None
-            annotation = field.annotation if field else None
-        current = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    if current is not None:
-        allowed = list(current.model_fields)
-    elif loc[-2:-1]:
-        tags = {"<range>": "low, high, log, step", "<choices>": "choices", "<levels>": "num_stages, level"}
-        return f"unknown key; allowed: {tags.get(str(loc[-2]), 'none')}"
-    close = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
-    return "unknown key; " + (f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(allowed))
 
 
 def render_study(config: StudyConfig) -> str:
@@ -281,50 +126,35 @@ def _render(model: BaseModel, *, indent: int) -> Iterator[str]:
             yield from _render(value, indent=2)
         elif isinstance(value, dict):
             yield f"{key:30} # {field.description}\n"
-            yield from (f"  {dotted}: {_flow(_set_keys(dimension))}\n" for dotted, dimension in value.items())
+            yield from (
+                f"  {dotted}: {on_one_line(without_unset_keys(dimension))}\n" for dotted, dimension in value.items()
+            )
         else:
-            yield f"{key + ' ' + _flow(plain[name]):30} # {field.description}\n"
+            yield f"{key + ' ' + on_one_line(plain[name]):30} # {field.description}\n"
 
 
-def _set_keys(dimension: BaseModel) -> dict[str, Any]:
-    """A dimension without the keys that are off, so that a range shows no empty `step`."""
-    return {
-        key: value
-        for key, value in dimension.model_dump(mode="json").items()
-        if value is not None and value is not False
-    }
+def check_paths(file: Path, *, data: DataConfig, train: TrainConfig) -> None:
+    """Refuse paths that leave the current folder: absolute ones, `~`, `..`, and links that lead out.
+
+    ConfigError names file, key, path and way out.
+    """
+    here = Path.cwd().resolve()
+    for key, value in {"data.root": data.root, "train.tensorboard": train.tensorboard}.items():
+        if value is None:
+            continue
+        path = Path(value)
+        if path.is_absolute() or value.startswith("~") or ".." in path.parts or not _leads_below(path, here):
+            raise ConfigError(
+                f"{file}: {key}: {value!r} leaves the current folder, which --untrusted does not allow; put the data "
+                f"below {here} and name them from there, or leave --untrusted away if you trust the file"
+            )
 
 
-def _flow(value: Any) -> str:
-    """A plain value on one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+def _leads_below(path: Path, folder: Path) -> bool:
+    """Whether a path is in a folder once its links are followed, those inside an image tree too."""
+    return all(found.resolve().is_relative_to(folder) for found in (path, *_links(path)))
 
 
-def dump_export(export: Export) -> str:
-    """The text of an export file."""
-    content = export.model_dump(mode="json", exclude={"search"}) | {"exported": export.exported}
-    if export.search is not None:
-        space = {name: _set_keys(dimension) for name, dimension in export.search.space.items()}
-        content["search"] = export.search.model_dump(mode="json") | {"space": space}
-    return to_yaml(content)
-
-
-def to_yaml(content: dict[str, Any]) -> str:
-    """YAML for people: keys in the given order, below each other; a list of plain values on one line."""
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Block style for the outline, one line for lists of plain values."""
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        flat = flow_style or not any(isinstance(item, (dict, list)) for item in sequence)
-        return super().represent_sequence(tag, sequence, flow_style=flat)
-
-    def represent_datetime(self, data: datetime.datetime) -> yaml.ScalarNode:
-        text = data.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return self.represent_scalar("tag:yaml.org,2002:timestamp", text)
-
-
-_Dumper.add_representer(datetime.datetime, _Dumper.represent_datetime)
+def _links(folder: Path) -> list[Path]:
+    """The symbolic links at most three levels down: train, its classes, their images."""
+    return [found for pattern in ("*", "*/*", "*/*/*") for found in folder.glob(pattern) if found.is_symlink()]

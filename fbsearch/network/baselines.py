@@ -13,7 +13,8 @@ Suffixes: B batch, C channels, H height, W width, K classes, P paths into a join
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -160,3 +161,35 @@ def count_blocks(image_size: int) -> int:
     if num_blocks < 1:
         raise ConfigError(f"image_size is {image_size}; FractalNet halves the image at least once")
     return num_blocks
+
+
+NetName = Literal["fractalnet", "resnet18"]
+
+
+def build_baseline_net(name: NetName, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Images [B, in_channels, image_size, image_size] -> logits [B, num_classes], weights from torch's generator.
+
+    ConfigError where the images are too small for it.
+    """
+    make: dict[NetName, Callable[..., nn.Module]] = {"fractalnet": FractalNet, "resnet18": _resnet18}
+    return make[name](num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+
+
+def _resnet18(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """torchvision's ResNet-18 for small images: a 3x3 stem of stride 1 and no pooling after it, nothing pretrained."""
+    del image_size  # any will do
+    from torchvision.models import resnet18  # takes seconds to import
+
+    net: nn.Module = resnet18(weights=None, num_classes=num_classes)
+    net.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()
+    return net
+
+
+def describe_net(name: NetName, *, image_size: int) -> str:
+    """What the network is, in a few words."""
+    if name == "resnet18":
+        return "torchvision's, stem 3x3 without pooling"
+    num_blocks = count_blocks(image_size)
+    return f"{num_blocks} blocks of {NUM_COLUMNS} columns, {'-'.join(map(str, CHANNELS[:num_blocks]))} channels"

@@ -18,8 +18,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fbsearch.config.export_file import ExportedConfig
 from fbsearch.config.models import ModelConfig
-from fbsearch.config.study_file import ExportedConfig
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.svg import FAINT, RULE, Canvas

@@ -7,18 +7,15 @@ Shapes: N images, B images of a batch, C channels, H height, W width.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.colors
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from rich.table import Table
 
 from fbsearch.config.models import FractalPatternType
 from fbsearch.network.patterns import generate_pattern
@@ -33,13 +30,6 @@ LABEL_PIXELS = 28
 TILE_PIXELS = 112
 FONT_PIXELS = 14
 NAME_CHARACTERS = 24
-DIMENSION_PIXELS = 512
-# What the specification says of the limit sets; it gives no value for Mandelbrot and Julia.
-THEORETICAL_DIMENSIONS = {
-    FractalPatternType.SIERPINSKI: math.log(3, 2),
-    FractalPatternType.CANTOR: math.log(4, 3),
-    FractalPatternType.DRAGON_CURVE: 2.0,
-}
 BANDS = ("alpha: m", "beta: 1 - m", "gamma: m / 2", "theta: sin(pi m)")
 
 
@@ -70,81 +60,6 @@ def draw_patterns(path: Path, *, size: int) -> None:
     picture.save(path, format="PNG")
 
 
-@dataclass(frozen=True)
-class BoxCount:
-    """How many boxes of a grid a set touches, for grids of more and more boxes a side."""
-
-    boxes_per_side: tuple[int, ...]
-    num_touched: tuple[int, ...]
-
-    @property
-    def num_fitted(self) -> int:
-        """How many of the grids, the finest, give the slope: half. The dimension is a limit for small boxes."""
-        return max(2, (len(self.boxes_per_side) + 1) // 2)
-
-    @property
-    def fit(self) -> tuple[float, float]:
-        """Slope and intercept of log(touched) over log(boxes a side); the slope is the dimension's estimate.
-
-        Not a number where fewer than two grids touch anything.
-        """
-        if len(self.boxes_per_side) < 2 or not min(self.num_touched):
-            return math.nan, math.nan
-        sides, touched = self.boxes_per_side[-self.num_fitted :], self.num_touched[-self.num_fitted :]
-        slope, intercept = np.polyfit(np.log(sides), np.log(touched), 1)
-        return float(slope), float(intercept)
-
-
-def count_boxes(pattern: FractalPatternType, size: int) -> BoxCount:
-    """Count the boxes that a pattern's set touches at `size` x `size` pixels: the pixels whose mask is 1.
-
-    Boxes a side are the powers of 2 (of Cantor, which divides in three, of 3) from the first up to the pixels a side.
-    A pixel lies in the box in which its centre lies.
-    """
-    base = 3 if pattern is FractalPatternType.CANTOR else 2
-    rows, columns = np.nonzero(generate_pattern(pattern, size, size) == 1)
-    sides = tuple(base**power for power in range(1, 1 + int(math.log(size, base) + 1e-9)))
-    box_rows, box_columns = ([(2 * index + 1) * side // (2 * size) for side in sides] for index in (rows, columns))
-    pairs = zip(sides, box_rows, box_columns, strict=True)
-    return BoxCount(sides, tuple(len(np.unique(row * side + column)) for side, row, column in pairs))
-
-
-def plot_dimensions(pattern: FractalPatternType, resolution: int) -> go.Figure:
-    """Box counts of the five masks at DIMENSION_PIXELS with their fitted slopes; of `pattern` also at `resolution`."""
-    figure = go.Figure()
-    for line_color, kind in zip(plotly.colors.qualitative.D3, FractalPatternType, strict=False):
-        count = count_boxes(kind, DIMENSION_PIXELS)
-        slope, intercept = count.fit
-        theory = f" (theory {THEORETICAL_DIMENSIONS[kind]:.3f})" if kind in THEORETICAL_DIMENSIONS else ""
-        marker = {"color": line_color, "size": 9 if kind is pattern else 6}
-        line = {"color": line_color, "width": 3 if kind is pattern else 1}
-        fitted = np.array(count.boxes_per_side[-count.num_fitted :])
-        figure.add_scatter(
-            x=count.boxes_per_side, y=count.num_touched, mode="markers", marker=marker, legendgroup=kind.value,
-            name=f"{kind.value}: {slope:.3f}{theory}",
-        )  # fmt: skip
-        figure.add_scatter(
-            x=fitted, y=np.exp(intercept) * fitted**slope, mode="lines", line=line, legendgroup=kind.value,
-            hoverinfo="skip", showlegend=False,
-        )  # fmt: skip
-        if kind is pattern:
-            own = count_boxes(kind, resolution)
-            hollow = {"color": line_color, "size": 14, "symbol": "circle-open", "line": {"width": 2}}
-            name = f"{kind.value} at the net's {resolution} x {resolution}: {own.fit[0]:.3f}"
-            figure.add_scatter(x=own.boxes_per_side, y=own.num_touched, mode="markers", marker=hollow, name=name)
-    axis = {"type": "log", "dtick": 1, "exponentformat": "power", "minor": {"showgrid": True}}
-    figure.update_layout(
-        template="plotly_white",
-        title=f"Box-counting dimension of the masks, {DIMENSION_PIXELS} x {DIMENSION_PIXELS}: slope of the finer half",
-        xaxis=axis | {"title": "boxes a side"},
-        yaxis=axis | {"title": "boxes that the set touches"},
-        legend={"x": 0.02, "y": 0.98, "bgcolor": "rgba(255,255,255,0.8)"},
-        width=900,
-        height=600,
-    )
-    return figure
-
-
 # ----------------------------------------------------------------------------------------------------------- the nets
 
 
@@ -156,53 +71,6 @@ class Samples:
     images_NHWC: NDArray[np.uint8]
     labels: tuple[str, ...]
     class_names: tuple[str, ...]
-
-
-def compare_nets(trained: "PatternAnalysis", untrained: "PatternAnalysis") -> Table:
-    """Complexity and hierarchy of each stage, before and after training."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("\nstage", "\nmap"):
-        table.add_column(column, header_style="dim", no_wrap=True)
-    for column in ("complexity\nuntrained", "\ntrained", "\nlargest", "like the next\nuntrained", "\ntrained"):
-        table.add_column(column, header_style="dim", justify="right")
-    similarities = [[*neighbour_correlations(one["attention_maps"]), None] for one in (untrained, trained)]
-    for stage, map_B1HW in enumerate(trained["attention_maps"]):
-        height, width = map_B1HW.shape[-2:]
-        entropies = [one["pattern_complexity"][stage] for one in (untrained, trained)]
-        alike = ["" if values[stage] is None else f"{values[stage]:.3f}" for values in similarities]
-        cells = [*(f"{entropy:.3f}" for entropy in entropies), f"{math.log(height * width):.3f}", *alike]
-        table.add_row(str(stage + 1), f"{height} x {width}", *cells)
-    scores = [one["hierarchical_organization"]["hierarchy_score"] for one in (untrained, trained)]
-    table.add_row("hierarchy score", "", "", "", "", *(f"{score:.3f}" for score in scores))
-    return table
-
-
-def neighbour_correlations(maps: "Sequence[Tensor]") -> Iterator[float]:
-    """Pearson's correlation of each stage's map [B, 1, h, w] with the next one's resized to it, mean over the batch.
-
-    A constant map correlates with nothing: 0. The mean of these is `hierarchical_organization`'s.
-    """
-    import torch
-
-    for above_B1HW, below_B1HW in pairwise(maps):
-        size = above_B1HW.shape[-2:]
-        resized_B1HW = torch.nn.functional.interpolate(below_B1HW, size=size, mode="bilinear", align_corners=False)
-        pairs_B2N = torch.cat([above_B1HW, resized_B1HW], dim=1).double().flatten(2)
-        yield torch.stack([pair_2N.corrcoef()[0, 1].nan_to_num(0) for pair_2N in pairs_B2N]).mean().item()
-
-
-def compare_dimensions(pattern: FractalPatternType, resolution: int) -> Table:
-    """Box-counting dimensions of the five masks, and of `pattern` at the resolution at which a net has it."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("pattern", "pixels", "dimension", "in theory"):
-        table.add_column(column, header_style="dim", justify="left" if column == "pattern" else "right")
-    for kind, size in [*((kind, DIMENSION_PIXELS) for kind in FractalPatternType), (pattern, resolution)]:
-        slope = count_boxes(kind, size).fit[0]
-        theory = THEORETICAL_DIMENSIONS.get(kind)
-        mark = " (this net's)" if size == resolution and kind is pattern else ""
-        cells = [f"{size} x {size}", "-" if math.isnan(slope) else f"{slope:.3f}", f"{theory:.3f}" if theory else "-"]
-        table.add_row(kind.value + mark, *cells)
-    return table
 
 
 def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:

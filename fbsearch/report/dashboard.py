@@ -28,21 +28,22 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from pydantic import ValidationError
 
+from fbsearch.config.export_file import Export, dump_export
 from fbsearch.config.models import TrialConfig
-from fbsearch.config.study_file import Export, dump_export
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.maps import color
 from fbsearch.report import figures
 from fbsearch.report import parameter_figures as effects
 from fbsearch.report.http_guard import Guard
-from fbsearch.report.page import trials_frame
+from fbsearch.report.page import draw_stored_attention
 from fbsearch.report.statistics import parameters, pareto_front, wilson_interval
-from fbsearch.report.winner import draw_stored_attention
-from fbsearch.study.database import hold_study, storage_errors
+from fbsearch.report.trials_table import trials_frame
+from fbsearch.study.database import storage_errors
 from fbsearch.study.export import export_best
-from fbsearch.study.study import NUM_SHOWN, best_trials, is_failure, sampled_names, trial_config
-from fbsearch.study.trial_record import describe_untrained_of, is_finished
+from fbsearch.study.locks import hold_study
+from fbsearch.study.study import NUM_SHOWN, best_trials
+from fbsearch.study.trial_record import describe_untrained_of, is_failure, is_finished, sampled_names, trial_config
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -4,26 +4,31 @@
 nothing of torch.
 """
 
+import base64
 import datetime
 import importlib.util
+import io
 import itertools
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
 
-from fbsearch.config.space import LEVELS
 from fbsearch.errors import StorageError
 from fbsearch.files import file_name, write_whole
+from fbsearch.network.patterns import generate_pattern
+from fbsearch.pictures.maps import BANDS, color, draw_maps, row_label
 from fbsearch.report import figures
 from fbsearch.report import parameter_figures as effects
 from fbsearch.report import text as sections
@@ -32,70 +37,13 @@ from fbsearch.report.statistics import importances, parameters, ranked, short
 from fbsearch.report.style import template
 from fbsearch.report.text import count, duration, percent
 from fbsearch.report.timeline import timeline
-from fbsearch.report.winner import attention_picture, winner_masks
-from fbsearch.study.database import read_trials
-from fbsearch.study.export import listed_trials, trial_table
+from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.study import best_trials
 
 # The contours are of every two of the first four parameters.
 MAX_PAIRED = 4
 MAX_FAILURES = 30
 STATIC_PIXELS = 900
-
-
-def trials_frame(study: optuna.Study) -> pd.DataFrame:
-    """Every trial as a row: what `study_export.trial_table` has, and what a figure needs besides.
-
-    `score` is the validation accuracy at the end, of pruned trials where they were stopped; `rank` counts complete
-    trials from 1, the best; `history` is a list with a dict for each epoch (`epoch`, `val_accuracy`, ...);
-    `model.fractal_levels` are the stages' levels as one text; `planned_epochs`, `failure_kind`, `traceback`; `worker`
-    is the number of who ran the trial; `config` and `environment` are dicts as they are stored; `attrs["log"]` names
-    what was sampled on a log scale.
-    What an older version of fbsearch has not stored is empty.
-    StorageError for a study with several objectives.
-    """
-    if len(study.directions) != 1:
-        raise StorageError(
-            f"the study {study.study_name!r} has {len(study.directions)} objectives; reports are of one: accuracy"
-        )
-    read_trials(study)
-    frame = trial_table(study)
-    trials = listed_trials(study)
-    attributes = [trial.user_attrs for trial in trials]
-    ranks = {trial.number: rank for rank, trial in enumerate(best_trials(study, len(trials)), start=1)}
-    configs = [attribute.get("config", {}) for attribute in attributes]
-    added: dict[str, list[Any]] = {
-        "score": [t.value if t.value is not None and t.state.is_finished() else math.nan for t in trials],
-        "rank": [ranks.get(t.number, math.nan) for t in trials],
-        "planned_epochs": [config.get("train", {}).get("epochs", math.nan) for config in configs],
-        "history": [_history(trial) for trial in trials],
-        "worker": [attribute.get("worker", math.nan) for attribute in attributes],
-        "failure_kind": [attribute.get("failure", {}).get("kind") for attribute in attributes],
-        "traceback": [attribute.get("traceback") for attribute in attributes],
-        "config": configs,
-        "environment": [attribute.get("environment", {}) for attribute in attributes],
-    }
-    if any(name.startswith(f"{LEVELS}.") for name in frame.columns):
-        added[LEVELS] = [_levels(trial.params) for trial in trials]
-    for name, values in added.items():
-        frame[name] = pd.Series(values, index=frame.index, dtype=float if name in ("score", "rank") else object)
-    for name in ("num_parameters", "flops", "seconds", "planned_epochs", "value", "epochs", "worker"):
-        frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    distributions = {pair for trial in trials for pair in trial.distributions.items()}
-    frame.attrs["log"] = sorted(name for name, distribution in distributions if getattr(distribution, "log", False))
-    return frame.assign(started=pd.to_datetime(frame["started"]), ended=pd.to_datetime(frame["ended"]))
-
-
-def _history(trial: optuna.trial.FrozenTrial) -> list[dict[str, Any]]:
-    stored = trial.user_attrs.get("history")
-    if stored:
-        return list(stored)
-    return [{"epoch": epoch, "val_accuracy": value} for epoch, value in sorted(trial.intermediate_values.items())]
-
-
-def _levels(params: dict[str, Any]) -> str | None:
-    num_stages = params.get(f"{LEVELS}.num_stages")
-    return num_stages and str([params.get(f"{LEVELS}.{stage}") for stage in range(num_stages)])
 
 
 def write_report(
@@ -253,3 +201,61 @@ def _embed(drawn: dict[str, go.Figure]) -> Markup:
 
 def _resource(name: str) -> Markup:
     return Markup(resources.files("fbsearch.report").joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+MASK_PIXELS = 256
+
+
+def winner_masks(best: pd.DataFrame) -> dict[str, Any] | None:
+    """The pattern of the best trial's network and what its four bands are multiplied by, as pictures."""
+    model = best.iloc[0]["config"].get("model", {}) if len(best) else {}
+    if not {"pattern", "pattern_resolution"} <= model.keys():
+        return None
+    side = model["pattern_resolution"]
+    mask_HW = generate_pattern(model["pattern"], side, side)
+    masks = (mask_HW, 1 - mask_HW, mask_HW / 2, np.sin(np.pi * mask_HW))
+    fine = generate_pattern(model["pattern"], MASK_PIXELS, MASK_PIXELS)
+    pictures = [(f"{model['pattern']}, drawn finely", _picture(fine))]
+    pictures += [(band, _picture(mask)) for band, mask in zip(BANDS, masks, strict=True)]
+    return {"pattern": model["pattern"], "side": side, "pictures": pictures, "blind": masks[3].max() < 1e-6}
+
+
+def _picture(mask_HW: Any) -> str:
+    """A mask as the data URI of a PNG, its pixels visible as squares."""
+    picture = color(np.clip(mask_HW, 0, 1).astype(np.float32))
+    file = io.BytesIO()
+    picture.resize((MASK_PIXELS, MASK_PIXELS), Image.Resampling.NEAREST).save(file, format="PNG")
+    return _data_uri(file.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def attention_picture(folder: Path, stored: dict[str, Any] | None, class_names: Sequence[str]) -> dict[str, Any] | None:
+    """The winner's attention maps: those that `fbsearch analyze` has drawn in `folder`, else those of its trial."""
+    path = folder / "attention.png"
+    if path.is_file():
+        drawn = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+        return {"picture": _data_uri(path.read_bytes()), "drawn": f"{drawn:%Y-%m-%d %H:%M}", "path": str(path)}
+    picture = stored and draw_stored_attention(stored, class_names)
+    return {"picture": _data_uri(picture), "path": None} if picture else None
+
+
+def draw_stored_attention(stored: dict[str, Any], class_names: Sequence[str]) -> bytes | None:
+    """A PNG of what is stored of an `events.Attention` with a trial; None if it is not one that this fbsearch reads."""
+    names = dict(enumerate(map(str, class_names)))
+    try:
+        images_NHWC, *stages = (_array(pixels) for pixels in (stored["images"], *stored["stages"]))
+        said = zip(stored["labels"], stored["said"], stored["shares"], strict=True)
+        rows = [row_label(names.get(a, str(a)), names.get(b, str(b)), share) for a, b, share in said]
+    except (KeyError, TypeError, ValueError):
+        return None
+    columns = [(f"stage {stage}", maps_Nhw) for stage, maps_Nhw in enumerate(stages, start=1)]
+    file = io.BytesIO()
+    draw_maps(images_NHWC, columns, rows=rows).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _array(pixels: dict[str, Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(base64.b64decode(pixels["base64"]), np.uint8).reshape(pixels["shape"])

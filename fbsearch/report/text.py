@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 from pydantic import ValidationError
 
-from fbsearch.config.study_file import dump_export
+from fbsearch.config.export_file import dump_export
 from fbsearch.errors import StorageError
 from fbsearch.files import file_name
 from fbsearch.report import figures
@@ -28,7 +28,7 @@ from fbsearch.report.statistics import (
 )
 from fbsearch.report.timeline import timeline
 from fbsearch.study.export import export_best
-from fbsearch.study.study import INTERRUPTED
+from fbsearch.study.trial_record import INTERRUPTED
 
 RANK_COMPARED = 5
 SPLITS = {"num_train": "to train on", "num_val": "to choose by", "num_test": "set aside for the test"}

@@ -35,22 +35,21 @@ from fbsearch.search.failures import Faults
 from fbsearch.search.hang_detector import Silence
 from fbsearch.search.interruption import Interruption
 from fbsearch.search.proposals import SURE_FAILURES, Proposals, Unusable
-from fbsearch.search.state import RunningTrial, SearchState
-from fbsearch.study.database import describe_process, explain, storage_errors
-from fbsearch.study.locks import Alone, Crew
+from fbsearch.search.state import SearchState
+from fbsearch.study.database import explain, storage_errors
+from fbsearch.study.locks import Alone, Crew, describe_process
 from fbsearch.study.provenance import check_same_data, coordinator_versions, git_commit
 from fbsearch.study.retrying_storage import while_away
-from fbsearch.study.study import (
-    NUM_SHOWN,
-    best_trial,
-    count_trials,
-    flush,
-    is_among_best,
+from fbsearch.study.study import NUM_SHOWN, best_trial, count_trials, flush, is_among_best
+from fbsearch.study.trial_record import (
+    OverLimits,
+    RunningTrial,
     put_back_running,
     rank_order,
+    set_constraints,
+    tell_infeasible,
 )
-from fbsearch.study.trial_record import OverLimits, set_constraints, tell_infeasible
-from fbsearch.workers.local import Executor
+from fbsearch.workers.executor import Executor
 
 SECONDS_BETWEEN_LOOKS = 0.5
 # The same at what other coordinators of the study have done.

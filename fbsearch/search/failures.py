@@ -22,8 +22,7 @@ from typing import Literal
 import optuna
 
 from fbsearch.errors import SearchError
-from fbsearch.study.study import fail, put_back
-from fbsearch.study.trial_record import tell_infeasible
+from fbsearch.study.trial_record import fail, put_back, tell_infeasible
 
 MAX_ATTEMPTS = {"non_finite_loss": 1, "invalid_configuration": 1}
 DEFAULT_MAX_ATTEMPTS = 3

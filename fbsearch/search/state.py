@@ -5,52 +5,14 @@ A running trial stores its own course, as user attributes. What becomes of it is
 
 import dataclasses
 import time
-from typing import Any, Literal
+from typing import Literal
 
-import optuna
 from optuna.trial import FrozenTrial
 
-from fbsearch.config.models import TrialConfig
-from fbsearch.messages import DatasetInfo, Epoch, EpochStats, Started
+from fbsearch.messages import DatasetInfo
+from fbsearch.study.trial_record import RunningTrial
 
 End = Literal["finished", "interrupted", "timeout", "grid_exhausted", "space_exhausted"]
-
-
-@dataclasses.dataclass
-class RunningTrial:
-    """A trial in a worker's hands."""
-
-    trial: optuna.Trial
-    config: TrialConfig
-    worker: int
-    history: list[EpochStats] = dataclasses.field(default_factory=list)
-    handed_out: float = dataclasses.field(default_factory=time.monotonic)
-
-    def store_start(self, event: Started, *, device: str, environment: dict[str, Any]) -> None:
-        """Store what it costs, where it runs, and with which code."""
-        attributes = {
-            "num_parameters": event.num_parameters,
-            "flops": event.flops,
-            "device": device,
-            "worker": self.worker,
-            "environment": environment,
-        }
-        if event.memory_mib is not None:
-            attributes["memory_mib"] = event.memory_mib
-        for key, value in attributes.items():
-            self.trial.set_user_attr(key, value)
-
-    def store_epoch(self, event: Epoch) -> None:
-        """Report an epoch to the pruner, and store how the steps are run where it says so."""
-        if event.execution is not None:
-            self.trial.set_user_attr("execution", dataclasses.asdict(event.execution))
-        self.history.append(event.stats)
-        self.trial.report(event.stats.val_accuracy, step=event.stats.epoch)
-
-    def store_history(self) -> None:
-        """Store all epochs and the seconds since it was handed out, before it is ended."""
-        self.trial.set_user_attr("history", [dataclasses.asdict(stats) for stats in self.history])
-        self.trial.set_user_attr("seconds", time.monotonic() - self.handed_out)
 
 
 @dataclasses.dataclass

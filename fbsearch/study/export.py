@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from fbsearch.config.study_file import Export, Searched
+from fbsearch.config.export_file import Export, Searched
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.study.study import best_trials, stored_config
 from fbsearch.study.trial_record import FINISHED, is_duplicate, is_finished, is_infeasible

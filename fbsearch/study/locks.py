@@ -9,20 +9,26 @@ Locks belong to a connection: a pooler that hands a connection to somebody else 
 """
 
 import contextlib
+import datetime
 import hashlib
+import json
 import os
 import secrets
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import filelock
 import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
+from fbsearch.errors import StorageError
 from fbsearch.study.retrying_storage import patiently
-from fbsearch.study.study import flush, put_back_running
+from fbsearch.study.study import flush
+from fbsearch.study.trial_record import put_back_running
 
 # Longer than a coordinator needs to be back after the server was restarted.
 SECONDS_UNTIL_GONE = 5.0
@@ -192,3 +198,53 @@ def join_study(storage: optuna.storages.RDBStorage, name: str) -> Iterator[Crew]
 def _number(text: str) -> int:
     """A number for an advisory lock: 1 to 2**31 - 1, and 0 is the turn."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % (2**31 - 1) + 1
+
+
+def describe_process() -> dict[str, str | int]:
+    """Who this process is, for a study that it holds."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
+
+
+def _describe_holder(path: str, name: str) -> str:
+    """Who holds a study of an SQLite file, as its coordinator has written it; nothing if it has not yet."""
+    query = (
+        "SELECT value_json FROM studies JOIN study_user_attributes USING (study_id) "
+        "WHERE study_name = ? AND key = 'coordinator'"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            (text,) = connection.execute(query, (name,)).fetchone() or ("null",)
+    except sqlite3.Error:  # it is just being made
+        return ""
+    holder = json.loads(text)
+    return "" if holder is None else " (process {pid} on {host}, since {since})".format(**holder)
+
+
+@contextlib.contextmanager
+def hold_study(url: str, name: str) -> Iterator[None]:
+    """Hold a study of an SQLite database for this process, until the block ends or the process dies in any way.
+
+    Two coordinators on one SQLite study would put each other's running trials back. StorageError if it is held.
+    A PostgreSQL study is not held: any number may search it (`cooperation`).
+    """
+    parsed = sqlalchemy.make_url(url)
+    if parsed.drivername != "sqlite":
+        yield
+        return
+    assert parsed.database is not None
+    # A study's name may be anything; a file's may not.
+    lock = filelock.FileLock(f"{parsed.database}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StorageError(
+            f"{parsed.database}: another `fbsearch run` is searching the study {name!r}"
+            f"{_describe_holder(parsed.database, name)}; wait for it, end it with Ctrl-C, start another study with "
+            "--name, or let several machines search one study in PostgreSQL (--storage postgresql+psycopg://...)"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{lock.lock_file}: cannot be made: {error.strerror}; it keeps two searches apart") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -5,13 +5,9 @@ and its parameters are put into Optuna's queue: a RUNNING trial set back to WAIT
 """
 
 import collections
-import contextlib
-import functools
 import json
-import random
-import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -19,29 +15,15 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from fbsearch.config.models import TrialConfig
-from fbsearch.config.space import (
-    LEVELS,
-    MAX_GRID,
-    NO_SETTINGS,
-    ChoiceSpace,
-    LevelsSpace,
-    choice_label,
-    grid_points,
-    is_integer,
-    values,
-)
-from fbsearch.config.study_file import SearchConfig, StudyConfig
+from fbsearch.config.space import NO_SETTINGS
+from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.study.buffered_storage import BatchingStorage
 from fbsearch.study.database import hide_password
 from fbsearch.study.retrying_storage import patiently
-from fbsearch.study.trial_record import FINISHED, is_duplicate
+from fbsearch.study.sampling import make_pruner, make_sampler
+from fbsearch.study.trial_record import FINISHED, INTERRUPTED, is_duplicate, rank_order
 
-if TYPE_CHECKING:
-    pass
-
-INTERRUPTED = "interrupted"
 # So many of the best trials are shown with their files.
 NUM_SHOWN = 10
 
@@ -130,134 +112,6 @@ def _compared(config: StudyConfig) -> Iterator[tuple[str, Any]]:
             yield f"{section}.{key}", value
 
 
-def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.BaseSampler:
-    """The sampler of a study with `num_trials` trials so far: a resumed search must not draw the same numbers again."""
-    seed = search.seed + num_trials
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if search.sampler == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, group=True)
-        if search.sampler == "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-        if search.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
-    """Optuna's pruner, its resources counted in epochs."""
-    searched = config.space.get("train.epochs")
-    epochs = config.train.epochs if searched is None else max(values("train.epochs", searched, most=MAX_GRID))
-    match config.search.pruner:
-        case "median":
-            # n_min_trials, because duplicates count among the start-up trials and have no learning curve.
-            return optuna.pruners.MedianPruner(10, n_warmup_steps=max(1, epochs // 4), n_min_trials=10)
-        case "successive_halving":
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
-        case "none":
-            return optuna.pruners.NopPruner()
-
-
-def sample(trial: optuna.Trial, config: StudyConfig) -> dict[str, Any]:
-    """Draw one point of the space: {dotted name: value}. Only a stage that exists has a level."""
-    if config.search.sampler == "grid":
-        # The point itself is in Optuna's queue (enqueue_grid_point), each dimension as one choice.
-        return {name: _choose(trial, name, values(name, dim, most=MAX_GRID)) for name, dim in config.space.items()}
-    return {name: _suggest(trial, name, dimension) for name, dimension in config.space.items()}
-
-
-def _suggest(trial: optuna.Trial, name: str, dimension: Any) -> Any:
-    if isinstance(dimension, ChoiceSpace):
-        return _choose(trial, name, list(dimension.choices))
-    if isinstance(dimension, LevelsSpace):
-        num_stages = trial.suggest_categorical(f"{LEVELS}.num_stages", dimension.num_stages)
-        return tuple(trial.suggest_categorical(f"{LEVELS}.{i}", dimension.level) for i in range(num_stages))
-    if is_integer(name):
-        step = int(dimension.step or 1)
-        return trial.suggest_int(name, int(dimension.low), int(dimension.high), step=step, log=dimension.log)
-    return trial.suggest_float(name, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
-
-
-def _choose(trial: optuna.Trial, name: str, choices: list[Any]) -> Any:
-    by_label = {choice_label(value): value for value in choices}
-    return by_label[trial.suggest_categorical(name, list(by_label))]
-
-
-@functools.lru_cache(maxsize=1)
-def _grid(text: str) -> list[dict[str, Any]]:
-    config = StudyConfig.model_validate_json(text)
-    points = grid_points(config.space)
-    # In an order drawn from the seed, a part of the grid is spread over the space.
-    random.Random(config.search.seed).shuffle(points)
-    return points
-
-
-def enqueue_grid_point(study: optuna.Study, config: StudyConfig) -> bool:
-    """Put the next point of the grid into the queue; False when every point has been there."""
-    # Points are known by their values: another seed, or another order of the space, numbers them otherwise.
-    used = {
-        json.dumps(trial.system_attrs["fixed_params"], sort_keys=True)
-        for trial in study.get_trials(deepcopy=False)
-        if "grid_index" in trial.user_attrs
-    }
-    for index, point in enumerate(_grid(config.model_dump_json())):
-        labels = {name: choice_label(value) for name, value in point.items()}
-        if json.dumps(labels, sort_keys=True) not in used:
-            study.enqueue_trial(labels, user_attrs={"grid_index": index})
-            return True
-    return False
-
-
-def put_back(
-    study: optuna.Study, trial: FrozenTrial, *, kind: str, message: str, attempt: int, alone: bool = False
-) -> None:
-    """End a running trial as failed, with the reason, and put its parameters into the queue for another attempt.
-
-    First the queue, then the end: whoever is killed in between leaves a running trial, and putting that back finds its
-    successor there already. `alone`: the attempt is to have its device to itself.
-    """
-    if not any(other.user_attrs.get("follows") == trial.number for other in study.get_trials(deepcopy=False)):
-        attrs = {k: trial.user_attrs[k] for k in ("grid_index",) if k in trial.user_attrs}
-        attrs |= {"alone": True} if alone else {}
-        # A trial that was killed between two suggestions has a part of its parameters in the queue still.
-        params = trial.system_attrs.get("fixed_params", {}) | trial.params
-        attrs |= {"retry_of": trial.user_attrs.get("retry_of", trial.number), "attempt": attempt}
-        study.enqueue_trial(params, user_attrs=attrs | {"follows": trial.number})
-    fail(study, trial.number, kind=kind, message=message)
-
-
-def fail(study: optuna.Study, number: int, *, kind: str, message: str) -> None:
-    """End a running trial as failed, with a reason that can be read."""
-    trial = study.get_trials(deepcopy=False)[number]
-    study._storage.set_trial_user_attr(trial._trial_id, "failure", {"kind": kind, "message": message})
-    study.tell(number, state=TrialState.FAIL)
-
-
-def put_back_running(study: optuna.Study, is_stale: Callable[[FrozenTrial], bool] = lambda _trial: True) -> int:
-    """Put back the running trials that a coordinator has left behind; how many there were.
-
-    Without `is_stale` every one: only the process that holds the study's lock may do that, to anybody else a running
-    trial is somebody's.
-    """
-    stale = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if is_stale(trial)]
-    for trial in stale:
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # it has come to its end after all
-            if "failure" in trial.user_attrs:  # it had failed, and been put back if need be: only the end is missing
-                study.tell(trial.number, state=TrialState.FAIL)
-                continue
-            again = {"attempt": trial.user_attrs.get("attempt", 1), "alone": trial.user_attrs.get("alone", False)}
-            put_back(study, trial, kind=INTERRUPTED, message="the search was stopped while it ran", **again)
-    return len(stale)
-
-
-def rank_order(trial: FrozenTrial) -> tuple[float, int, int]:
-    """What complete trials are ranked by: the value, then fewer parameters, then the lower number; less is better."""
-    assert trial.value is not None
-    return (-trial.value, trial.user_attrs.get("num_parameters", 0), trial.number)
-
-
 def best_trials(study: optuna.Study, top: int) -> list[FrozenTrial]:
     """The `top` best complete trials, none twice; of equal values the one with fewer parameters comes first."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -268,21 +122,6 @@ def is_among_best(study: optuna.Study, value: float, top: int) -> bool:
     """Whether a trial that is about to end with `value` will be among the `top` best complete ones."""
     best = best_trials(study, top)
     return len(best) < top or value >= best[-1].values[0]
-
-
-def trial_config(trial: FrozenTrial) -> TrialConfig:
-    """The whole configuration that a trial was run with."""
-    return TrialConfig.model_validate(trial.user_attrs["config"])
-
-
-def sampled_names(trial: FrozenTrial) -> list[str]:
-    """The dotted names that were sampled for a trial, the stages' levels as the one field they are."""
-    return list(dict.fromkeys(LEVELS if name.startswith(LEVELS) else name for name in trial.params))
-
-
-def is_failure(trial: FrozenTrial) -> bool:
-    """Whether a trial has failed; one that was interrupted and put back has not."""
-    return trial.state == TrialState.FAIL and trial.user_attrs.get("failure", {}).get("kind") != INTERRUPTED
 
 
 def status(study: optuna.Study, *, url: str) -> dict[str, Any]:

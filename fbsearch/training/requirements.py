@@ -8,6 +8,8 @@ Shapes: B batch, C channels, H height, W width.
 
 import functools
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +18,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from fbsearch.config.models import FractalPatternType, ModelConfig, TrainConfig, TrialConfig
+from fbsearch.config.study_file import MAX_CORNERS, StudyConfig
 from fbsearch.data.dataset import VALIDATION_BATCH
+from fbsearch.errors import ConfigError
 from fbsearch.network.model import FractalBrainNet
+from fbsearch.training.devices import choose_device, choose_dtype
 from fbsearch.training.optimizers import make_optimizer
 
 
@@ -147,3 +153,83 @@ def _validate(model: nn.Module, images_BCHW: torch.Tensor, dtype: torch.dtype) -
     """One batch as `evaluate` takes it; the gradients of the last step are still there."""
     with torch.autocast(images_BCHW.device.type, dtype, enabled=dtype != torch.float32):
         model.eval()(images_BCHW.to(torch.float32, memory_format=torch.channels_last))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`flops` are of one image's forward pass in eval mode, a multiply-add counted as two."""
+
+    num_parameters: int
+    flops: int
+
+
+def measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> Cost:
+    """Build the network on the meta device and send one image of [1, in_channels, image_size, image_size] through it.
+
+    ConfigError where the network cannot be built, or the image is too small for its stages. Networks that differ in
+    their pattern alone cost the same, and each cost is measured once.
+    """
+    drawn_alike = config.model_copy(update={"pattern": FractalPatternType.MANDELBROT})
+    return _measure_cost(drawn_alike, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> Cost:
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return measure_net(lambda: FractalBrainNet(config, **shape), in_channels=in_channels, image_size=image_size)
+
+
+def measure_net(build: Callable[[], nn.Module], *, in_channels: int, image_size: int) -> Cost:
+    """The cost of any network of square images, built by `build` on the meta device."""
+    with torch.device("meta"), torch.no_grad():
+        model = build().eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, in_channels, image_size, image_size))
+    return Cost(sum(p.numel() for p in model.parameters()), int(counter.get_total_flops()))
+
+
+def measure_corners(config: StudyConfig, *, num_classes: int, in_channels: int, image_size: int) -> list[Cost]:
+    """The cost of every corner of a study's space. ConfigError names the first corner that cannot be built."""
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return [measure_cost(trial.model, **shape) for trial in config.corners()]
+
+
+UNITS = {"parameters": "parameters", "flops": "FLOPs an image", "memory_mib": "MiB to train (estimated)"}
+
+
+def describe_corners(config: StudyConfig, *, num_classes: int, in_channels: int, image_size: int) -> list[str]:
+    """Lines on the corners' costs and on each limit.
+
+    ConfigError if a corner cannot be built, or if all corners are known and none is within a limit: then nothing is.
+    """
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    costs = measure_corners(config, **shape)
+    many = f"the first {MAX_CORNERS:,}" if len(costs) == MAX_CORNERS else str(len(costs))
+    smallest, largest = (choose(cost.num_parameters for cost in costs) for choose in (min, max))
+    lines = [
+        f"{many} corners of the space build on {in_channels} x {image_size} x {image_size} images: {smallest:,} to "
+        f"{largest:,} parameters, up to {max(cost.flops for cost in costs):,} FLOPs an image"
+    ]
+    for key, limit in config.search.limits.model_dump(exclude_none=True).items():
+        values = _values(key, config, costs, shape)
+        num_within = sum(value <= limit for value in values)
+        line = (
+            f"search.limits.{key} {limit:,.0f}: {num_within} of {len(values)} corners are within, which have "
+            f"{min(values):,.0f} to {max(values):,.0f} {UNITS[key]}"
+        )
+        if not num_within and len(costs) < MAX_CORNERS:
+            raise ConfigError(f"{line}; raise the limit, or search smaller networks")
+        lines.append(line)
+    return lines
+
+
+def _values(key: str, config: StudyConfig, costs: list[Cost], shape: dict[str, int]) -> list[float]:
+    if key == "parameters":
+        return [cost.num_parameters for cost in costs]
+    if key == "flops":
+        return [cost.flops for cost in costs]
+    device: torch.device = choose_device("auto")
+    return [
+        estimate_memory(trial, **shape, device=device, dtype=choose_dtype(trial.train.precision, device))
+        for trial in config.corners()
+    ]

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
+from fbsearch.config.export_file import Export, ExportedConfig
 from fbsearch.config.models import ModelConfig, TrainConfig
-from fbsearch.config.study_file import Export, ExportedConfig
 from fbsearch.errors import ConfigError, TrialError
-from fbsearch.network.baseline_nets import NetName, describe_net
+from fbsearch.network.baselines import NetName, describe_net
 from fbsearch.network.model import SIZES
-from fbsearch.training.cost import measure_cost
-from fbsearch.training.loop import is_out_of_memory
+from fbsearch.training.devices import is_out_of_memory
+from fbsearch.training.requirements import measure_cost
 from fbsearch.winners.comparison import Outcome
 from fbsearch.winners.plan import Run, Settings, plan_seeds, study_folder, train_config
 from fbsearch.winners.progress import View

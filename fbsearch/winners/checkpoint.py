@@ -7,18 +7,12 @@ are planned or scored.
 Shapes: B batch, C channels, H height, W width.
 """
 
-import contextlib
-import copy
-import importlib
-import importlib.util
 import io
-import logging
-import tempfile
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias, cast
+from typing import Annotated, Any, Final, Literal
 
 import safetensors.torch
 import torch
@@ -26,24 +20,16 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fbsearch.config.study_file import Export, ExportedConfig, load_export, read_yaml, to_yaml
+from fbsearch.config.export_file import Export, ExportedConfig, load_export
+from fbsearch.config.yaml_format import read_yaml, to_yaml
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import write_whole
-from fbsearch.network.blocks import AdaptiveScaleProcessor
-from fbsearch.network.fused_ops import fold_convolutions
 from fbsearch.network.model import FractalBrainNet
 
 MODEL_FORMAT: Final = "fbsearch-model/1"
 STATE_FORMAT = "fbsearch-training/1"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.yaml"
-
-ExportFormat: TypeAlias = Literal["onnx", "torch"]
-EXPORT_ENDINGS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# Largest difference of a logit from the live network's, as a share of the largest logit: rounding stays far below.
-EXPORT_TOLERANCE = 1e-3
-EXPORT_BATCHES = (1, 2, 5)
 
 
 class ModelCard(ExportedConfig):
@@ -220,126 +206,3 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ for other programs
-
-
-class _Deployed(nn.Module):
-    """What is exported: float32 images in [0, 1], [B, C, H, W], any B -> logits [B, K]; they are normalised inside."""
-
-    mean_C11: Tensor
-    std_C11: Tensor
-
-    def __init__(self, model: TrainedModel) -> None:
-        super().__init__()
-        self.net = _fold(copy.deepcopy(model.net).cpu())
-        self.register_buffer("mean_C11", torch.tensor(model.card.mean).view(-1, 1, 1))
-        self.register_buffer("std_C11", torch.tensor(model.card.std).view(-1, 1, 1))
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return cast("Tensor", self.net((images_BCHW - self.mean_C11) / self.std_C11))
-
-
-class _FoldedScaleProcessor(nn.Module):
-    """An AdaptiveScaleProcessor in eval mode with its linear layers as one; that one chooses by the batch's size."""
-
-    def __init__(self, processor: AdaptiveScaleProcessor) -> None:
-        super().__init__()
-        fusion, norm, activation = processor.scale_fusion
-        parts = [processor.local_processor, processor.regional_processor, processor.global_processor]
-        kernel, bias = fold_convolutions(cast("nn.Conv2d", fusion), parts)
-        convolution = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2], padding=kernel.shape[2] // 2)
-        convolution.load_state_dict({"weight": kernel, "bias": bias})
-        self.fused = nn.Sequential(convolution, norm, activation)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return cast("Tensor", self.fused(x_BCHW)) + x_BCHW
-
-
-def _fold(net: nn.Module) -> nn.Module:
-    for module in list(net.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, AdaptiveScaleProcessor):
-                setattr(module, name, _FoldedScaleProcessor(child))
-    return net.requires_grad_(False).eval()
-
-
-def _lay_out(module: nn.Module) -> None:
-    """Plain contiguous tensors, each with memory of its own: torch.export's archive warns of views and strides."""
-    for part in module.modules():
-        for name, value in [*part.named_buffers(recurse=False), *part.named_parameters(recurse=False)]:
-            plain = value.detach().clone(memory_format=torch.contiguous_format)
-            if isinstance(value, nn.Parameter):
-                part.register_parameter(name, nn.Parameter(plain, requires_grad=False))
-            else:
-                part.register_buffer(name, plain, persistent=name not in part._non_persistent_buffers_set)
-
-
-def export_model(model: TrainedModel, path: Path, *, kind: ExportFormat) -> float:
-    """Write the network as ONNX or as a `torch.export` program; any batch size, images in [0, 1], not normalised.
-
-    The written file is read back and its logits compared with the live network's (float32, on the CPU) on random
-    images at several batch sizes; only then is it put in place. Returns the largest difference. Raises ConfigError
-    where they differ or ONNX's packages are missing, StorageError if the file cannot be written.
-    """
-    missing = [name for name in ONNX_PACKAGES if kind == "onnx" and importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'fbsearch[onnx]'")
-    card = model.card
-    shape = (card.in_channels, card.image_size, card.image_size)
-    deployed, live = _Deployed(model).eval(), copy.deepcopy(model.net).cpu().eval()
-    example_BCHW = torch.rand(2, *shape)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _attention_in_steps():
-        deployed(example_BCHW)  # the first forward at a size computes its masks
-        _lay_out(deployed)
-        scratch = Path(folder) / f"model{EXPORT_ENDINGS[kind]}"
-        run = (_export_onnx if kind == "onnx" else _export_torch)(deployed, example_BCHW, scratch, dump_card(card))
-        worst = 0.0
-        for batch in EXPORT_BATCHES:
-            images_BCHW = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
-            expected_BK = live(model.normalise(images_BCHW))
-            difference = (run(images_BCHW / 255) - expected_BK).abs().max() / expected_BK.abs().max()
-            worst = max(worst, difference.item())
-        if not worst <= EXPORT_TOLERANCE:
-            raise ConfigError(f"{path}: not written: its outputs differ from the live network's by {worst:.2g}")
-        write_bytes(path, scratch.read_bytes())
-    return worst
-
-
-def _dynamic_batch() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim("batch", min=1)},)
-
-
-def _export_torch(module: nn.Module, example_BCHW: Tensor, path: Path, card: str) -> Callable[[Tensor], Tensor]:
-    program = torch.export.export(module, (example_BCHW,), dynamic_shapes=_dynamic_batch())
-    torch.export.save(program, path, extra_files={CARD_NAME: card})
-    return cast("Callable[[Tensor], Tensor]", torch.export.load(path).module())
-
-
-def _export_onnx(module: nn.Module, example_BCHW: Tensor, path: Path, card: str) -> Callable[[Tensor], Tensor]:
-    onnxruntime = importlib.import_module("onnxruntime")
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells on stderr what it does not simplify
-    with contextlib.redirect_stdout(io.StringIO()):
-        program = torch.onnx.export(
-            module,
-            (example_BCHW,),
-            dynamo=True,
-            dynamic_shapes=_dynamic_batch(),
-            input_names=["images"],
-            output_names=["logits"],
-            verbose=False,
-        )
-    assert program is not None
-    program.model.metadata_props[CARD_NAME] = card
-    program.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images_BCHW: torch.from_numpy(session.run(["logits"], {"images": images_BCHW.numpy()})[0])
-
-
-@contextlib.contextmanager
-def _attention_in_steps() -> Any:
-    """Without torch's fused attention of eval mode, which no other program has."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

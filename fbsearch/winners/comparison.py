@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 from fbsearch.winners.checkpoint import write_bytes
@@ -134,35 +132,3 @@ def write_comparison(folder: Path, comparison: dict[str, Any]) -> None:
     """Write `comparison.json` and its rows as `baselines.csv`. StorageError if they cannot be written."""
     write_bytes(folder / "baselines.csv", to_csv(comparison["rows"]))
     write_bytes(folder / COMPARISON_NAME, json.dumps(comparison, indent=1).encode())
-
-
-def print_comparison(console: Console, comparison: dict[str, Any]) -> None:
-    """The comparison for people: a table, what each row is, and how the verdict came about."""
-    console.print(f"\nOn {comparison['conditions']['num_images']:,} {comparison['scored_on']} images:", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    reference = comparison["rows"][0]["name"]
-    table.add_column(no_wrap=True)
-    table.add_column("accuracy", justify="right", no_wrap=True)
-    table.add_column(f"vs {reference}", min_width=len("difference"))  # alone is broken where the terminal is narrow
-    for column in ("parameters", "MFLOPs", "images/s", "s"):
-        table.add_column(column, justify="right", no_wrap=True)
-    styles = {"better": "green", "worse": "red", "failed": "yellow"}
-    for row in comparison["rows"]:
-        verdict = "" if row["verdict"] == "reference" else row["verdict"]
-        cells = ["", "", "", "", ""]
-        if row["failure"] is None:
-            spread = "" if row["accuracy_std"] is None else f" \N{PLUS-MINUS SIGN} {row['accuracy_std']:.2%}"
-            cells = [f"{row['accuracy_mean']:.2%}{spread}", f"{row['num_parameters']:,}", f"{row['flops'] / 1e6:,.1f}"]
-            cells += [f"{row['images_per_second_mean']:,.0f}", f"{row['seconds_mean']:,.1f}"]
-        name = f"[bold]{row['name']}[/]" if row["kind"] == "winner" else row["name"]
-        style = styles.get(verdict, "")
-        table.add_row(name, cells[0], f"[{style}]{verdict}[/]" if style else verdict, *cells[1:])
-    console.print(table)
-    console.print()
-    notes = Table.grid(padding=(0, 2, 0, 0))
-    notes.add_column(no_wrap=True)
-    notes.add_column(overflow="fold")
-    for row in comparison["rows"]:
-        notes.add_row(row["name"], f"failed: {row['failure']}" if row["failure"] else row["note"])
-    console.print(notes, highlight=False, markup=False)
-    console.print(f"\n{comparison['rule']}\n", highlight=False, markup=False)

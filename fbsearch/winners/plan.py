@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from fbsearch.config.export_file import Export, ExportedConfig
 from fbsearch.config.models import TrainConfig, TrialConfig
-from fbsearch.config.study_file import Export, ExportedConfig
 from fbsearch.errors import ConfigError
 from fbsearch.files import file_name
-from fbsearch.network.baseline_nets import NetName, build_baseline_net
-from fbsearch.training.cost import Cost, measure_net
+from fbsearch.network.baselines import NetName, build_baseline_net
+from fbsearch.training.requirements import Cost, measure_net
 from fbsearch.winners.checkpoint import build_net, choose_config
 
 

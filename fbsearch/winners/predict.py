@@ -25,7 +25,7 @@ from fbsearch.data.decode import Bytes, decode_image
 from fbsearch.data.image_tree import Ints
 from fbsearch.errors import DataError
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.loop import choose_dtype
+from fbsearch.training.devices import choose_dtype
 from fbsearch.winners.checkpoint import TrainedModel
 
 SCORE_BATCH = 256

@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 
+from fbsearch.config.export_file import ExportedConfig, Searched
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import draw_point
-from fbsearch.config.study_file import ExportedConfig, Searched, StudyConfig
+from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, TrialError
-from fbsearch.training.cost import Cost, measure_cost
-from fbsearch.training.loop import final_accuracy, is_out_of_memory, train
+from fbsearch.training.devices import is_out_of_memory
+from fbsearch.training.loop import final_accuracy, train
+from fbsearch.training.requirements import Cost, measure_cost
 from fbsearch.winners.checkpoint import write_bytes
 from fbsearch.winners.plan import Run
 from fbsearch.winners.progress import View

@@ -9,15 +9,12 @@ import io
 import json
 import math
 import platform
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from fbsearch.data.dataset import Dataset
@@ -25,7 +22,8 @@ from fbsearch.errors import ConfigError
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.pictures import training_charts as charts
-from fbsearch.training.loop import choose_dtype, final_accuracy
+from fbsearch.training.devices import choose_dtype
+from fbsearch.training.loop import final_accuracy
 from fbsearch.winners.checkpoint import ModelCard, save_model, write_bytes
 from fbsearch.winners.plan import Run
 from fbsearch.winners.predict import Scores, score, score_columns
@@ -219,32 +217,3 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> bytes:
     for row in rows:
         writer.writerow({name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()})
     return text.getvalue().encode(errors="backslashreplace")
-
-
-def print_summary(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """The summary for people, with what the score means."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("rank", "trial", "search", "seeds", "accuracy", "of", "parameters", "images/s", "s"):
-        table.add_column(column, justify="left" if column == "of" else "right", no_wrap=True)
-    for row in rows:
-        spread = "" if row["accuracy_std"] is None else f" \N{PLUS-MINUS SIGN} {row['accuracy_std']:.2%}"
-        cells = [row["rank"], row["trial"], f"{row['search_value']:.2%}", row["num_seeds"]]
-        cells += [f"{row['accuracy_mean']:.2%}{spread}", row["scored_on"], f"{row['num_parameters']:,}"]
-        cells += [f"{row['images_per_second_mean']:,.0f}", f"{row['seconds_mean']:.1f}"]
-        table.add_row(*map(str, cells))
-    console.print(table)
-    if any(row["scored_on"] == "validation" for row in rows):
-        console.print(
-            "There is no test split: these are scores of the validation split, by which the search chose; "
-            "on new images expect less.",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def print_next(console: Console, folder: Path) -> None:
-    """Where the results are and what to do with them."""
-    lines = [f"Results are in {folder}. Next:"]
-    model = shlex.quote(str(next(iter(sorted(folder.glob("rank-*/seed-*/model.safetensors")))).parent))
-    lines += [f"  fbsearch predict {model} IMAGE...", f"  fbsearch export-model {model} --format onnx"]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -22,8 +22,9 @@ from fbsearch.config.models import DataConfig
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.errors import ConfigError, DataError, StorageError, TrialError
 from fbsearch.messages import EpochStats
+from fbsearch.training.devices import choose_device, is_out_of_memory
 from fbsearch.training.distributed import Team
-from fbsearch.training.loop import TrainState, choose_device, is_out_of_memory, train
+from fbsearch.training.loop import TrainState, train
 from fbsearch.winners.checkpoint import check_weights, load_state, save_state, write_bytes
 from fbsearch.winners.plan import Run
 from fbsearch.winners.progress import View

@@ -14,8 +14,8 @@ from fbsearch.config.study_file import StudyConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.messages import DatasetInfo
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.cost import measure_cost
 from fbsearch.training.loop import train
+from fbsearch.training.requirements import measure_cost
 
 # The first step rehearses and captures the CUDA graph, whose memory is the most that a trial holds.
 NUM_STEPS = 3

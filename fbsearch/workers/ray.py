@@ -31,8 +31,7 @@ from typing import Any
 from fbsearch.config.models import DataConfig, TrialConfig
 from fbsearch.errors import DeviceError
 from fbsearch.messages import CannotStart, Event, Notice, Ready, WorkerDied
-from fbsearch.workers.executor import Slot, lost
-from fbsearch.workers.local import num_cpus
+from fbsearch.workers.executor import Slot, lost, num_cpus
 
 # One torch thread each: on a CPU, two workers of one thread are faster than one of two.
 CPUS_PER_WORKER = 1

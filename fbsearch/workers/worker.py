@@ -32,9 +32,9 @@ from fbsearch.messages import (
     Stopped,
 )
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.cost import measure_cost
-from fbsearch.training.loop import choose_device, choose_dtype, final_accuracy, is_out_of_memory, train
-from fbsearch.training.requirements import estimate_memory
+from fbsearch.training.devices import choose_device, choose_dtype, is_out_of_memory
+from fbsearch.training.loop import final_accuracy, train
+from fbsearch.training.requirements import estimate_memory, measure_cost
 from fbsearch.training.step import describe_execution
 from fbsearch.workers.attention import take_attention
 from fbsearch.workers.tensorboard import curves

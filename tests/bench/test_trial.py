@@ -13,7 +13,7 @@ from fbsearch.bench.trial import bench_trial, print_trial_bench
 from fbsearch.config.study_file import StudyConfig, render_study
 from fbsearch.errors import SearchError
 from fbsearch.study.database import open_storage
-from fbsearch.study.study import make_sampler, sample
+from fbsearch.study.sampling import make_sampler, sample
 
 STUDY = """
 name: small

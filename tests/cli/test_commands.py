@@ -14,10 +14,13 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from fbsearch.config.study_file import StudyConfig, load_export, load_study, render_study
+from fbsearch.config.export_file import load_export
+from fbsearch.config.study_file import StudyConfig, load_study, render_study
 from fbsearch.study.database import open_storage
-from fbsearch.study.study import create_study, fail, sample
-from fbsearch.workers.local import num_gpus
+from fbsearch.study.sampling import sample
+from fbsearch.study.study import create_study
+from fbsearch.study.trial_record import fail
+from fbsearch.workers.executor import num_gpus
 
 COMMANDS = [
     "run", "status", "export", "report", "init", "validate", "schema", "dashboard", "watch",

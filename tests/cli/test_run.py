@@ -18,7 +18,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from fbsearch.config.study_file import load_export
+from fbsearch.config.export_file import load_export
 from fbsearch.study.database import open_storage
 from fbsearch.study.study import load_study
 

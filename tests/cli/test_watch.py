@@ -19,7 +19,9 @@ from fbsearch.cli.app import main
 from fbsearch.cli.status import watch_study, watch_table
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.study.database import open_storage
-from fbsearch.study.study import create_study, fail, load_study, sample
+from fbsearch.study.sampling import sample
+from fbsearch.study.study import create_study, load_study
+from fbsearch.study.trial_record import fail
 
 NAME = "[bold]<script>[/bold]"
 

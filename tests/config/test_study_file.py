@@ -9,19 +9,10 @@ import jsonschema
 import pytest
 import yaml
 
+from fbsearch.config.export_file import Export, ExportedConfig, SearchCompute, Searched, dump_export, load_export
 from fbsearch.config.models import DataConfig, ModelConfig, Strict, TrainConfig
-from fbsearch.config.study_file import (
-    Export,
-    ExportedConfig,
-    SearchCompute,
-    Searched,
-    StudyConfig,
-    dump_export,
-    load_export,
-    load_study,
-    read_yaml,
-    render_study,
-)
+from fbsearch.config.study_file import StudyConfig, load_study, render_study
+from fbsearch.config.yaml_format import read_yaml
 from fbsearch.errors import ConfigError
 from fbsearch.files import write_whole
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from fbsearch.config.models import DataConfig
-from fbsearch.data.dataset import Dataset, Split, batches, count_batches, load_dataset, peek_shape
+from fbsearch.data.dataset import Dataset, Split, batches, count_batches, load_dataset
+from fbsearch.data.sources import peek_shape
 from fbsearch.errors import DataError
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fbsearch.network.baseline_nets import NetName, build_baseline_net, describe_net
-from fbsearch.training.cost import measure_net
+from fbsearch.network.baselines import NetName, build_baseline_net, describe_net
+from fbsearch.training.requirements import measure_net
 
 
 @pytest.mark.parametrize("name", get_args(NetName))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from fbsearch.cli.app import main
+from fbsearch.config.export_file import Export, ExportedConfig, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
-from fbsearch.config.study_file import Export, ExportedConfig, dump_export
 from fbsearch.messages import EpochStats
 from fbsearch.pictures.architecture import COLUMN_COLORS, JOIN_COLOR, draw_architecture, list_layers
 from fbsearch.pictures.training_charts import draw_confusion, draw_curves, nice_ticks
-from fbsearch.training.cost import measure_cost
+from fbsearch.training.requirements import measure_cost
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</text><script>alert(1)</script> & \"quotes' \x00\udcff"

@@ -18,19 +18,18 @@ from fbsearch.config.models import DataConfig, FractalPatternType, ModelConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.errors import ConfigError, DeviceError
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.pictures.maps import (
+from fbsearch.pictures.maps import Samples, draw_attention, draw_masks, draw_patterns
+from fbsearch.winners.analysis import (
     BoxCount,
-    Samples,
+    analyze_export,
     compare_dimensions,
     compare_nets,
     count_boxes,
-    draw_attention,
-    draw_masks,
-    draw_patterns,
+    load_weights,
     neighbour_correlations,
+    pick_samples,
     plot_dimensions,
 )
-from fbsearch.winners.analysis import analyze_export, load_weights, pick_samples
 
 EXPORT = """
 format: fbsearch-export/1

@@ -25,11 +25,15 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
 from fbsearch.cli.app import main
-from fbsearch.config.study_file import StudyConfig, load_export
+from fbsearch.config.export_file import load_export
+from fbsearch.config.study_file import StudyConfig
 from fbsearch.report.dashboard import FeasibleBest, annotate, annotate_all, escape, study_note
 from fbsearch.report.http_guard import Guard, is_loopback
-from fbsearch.study.database import hold_study, open_storage
-from fbsearch.study.study import best_trials, create_study, fail, sample
+from fbsearch.study.database import open_storage
+from fbsearch.study.locks import hold_study
+from fbsearch.study.sampling import sample
+from fbsearch.study.study import best_trials, create_study
+from fbsearch.study.trial_record import fail
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

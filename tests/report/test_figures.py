@@ -13,9 +13,10 @@ from optuna.storages import RDBStorage
 
 from fbsearch.report import parameter_figures as effects
 from fbsearch.report import style as axes
-from fbsearch.report.page import draw_figures, figures, trials_frame
+from fbsearch.report.page import draw_figures, figures
 from fbsearch.report.statistics import importances, parameters
-from fbsearch.study.study import fail
+from fbsearch.report.trials_table import trials_frame
+from fbsearch.study.trial_record import fail
 
 
 @pytest.fixture

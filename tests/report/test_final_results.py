@@ -13,7 +13,8 @@ from optuna.storages import RDBStorage
 
 from fbsearch.cli.app import main
 from fbsearch.report.final_results import plot_comparison, plot_trainings, read_retrained
-from fbsearch.report.page import trials_frame, write_report
+from fbsearch.report.page import write_report
+from fbsearch.report.trials_table import trials_frame
 from tests.report.test_page import SCRIPT, Page
 
 FOLDER = Path("reports/digits")

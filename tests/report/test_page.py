@@ -19,12 +19,15 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from fbsearch.cli.app import main
-from fbsearch.config.study_file import StudyConfig, load_export
+from fbsearch.config.export_file import load_export
+from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import StorageError
 from fbsearch.files import file_name
-from fbsearch.report.page import trials_frame, write_report, write_static
+from fbsearch.report.page import write_report, write_static
+from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.export import trial_table
-from fbsearch.study.study import create_study, fail, put_back
+from fbsearch.study.study import create_study
+from fbsearch.study.trial_record import fail, put_back
 
 SCRIPT = "<script>alert('x')</script>\"&"
 

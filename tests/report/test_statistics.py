@@ -8,7 +8,6 @@ import pytest
 from made_studies import make_study
 from optuna.storages import RDBStorage
 
-from fbsearch.report.page import trials_frame
 from fbsearch.report.statistics import (
     accuracy_after,
     best_so_far,
@@ -23,6 +22,7 @@ from fbsearch.report.statistics import (
     shared_epoch,
     wilson_interval,
 )
+from fbsearch.report.trials_table import trials_frame
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.search.canonical import canonical
+from fbsearch.search.proposals import canonical
 from fbsearch.training.loop import train
 
 JOINS = {"fractal_levels": (2,)}

@@ -20,9 +20,10 @@ from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import open_storage
 from fbsearch.study.export import export_best
-from fbsearch.study.study import best_trials, create_study, status, trial_config
-from fbsearch.study.trial_record import is_duplicate, is_finished, is_infeasible
-from fbsearch.workers.local import Executor, InProcessExecutor, ProcessExecutor
+from fbsearch.study.study import best_trials, create_study, status
+from fbsearch.study.trial_record import is_duplicate, is_finished, is_infeasible, trial_config
+from fbsearch.workers.executor import Executor
+from fbsearch.workers.local import InProcessExecutor, ProcessExecutor
 
 SPACE: dict[str, Any] = {
     "model.fractal_levels": {"num_stages": [1, 2], "level": [1]},

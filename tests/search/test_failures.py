@@ -19,8 +19,9 @@ from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.failures import Faults
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import open_storage
-from fbsearch.study.study import create_study, fail, put_back, put_back_running, sample, status
-from fbsearch.study.trial_record import is_finished, is_infeasible
+from fbsearch.study.sampling import sample
+from fbsearch.study.study import create_study, status
+from fbsearch.study.trial_record import fail, is_finished, is_infeasible, put_back, put_back_running
 from fbsearch.workers.local import ProcessExecutor
 
 RATE: dict[str, Any] = {"train.learning_rate": {"low": 0.003, "high": 0.05, "log": True}}
@@ -237,7 +238,7 @@ def test_put_back_killed_before_the_end_of_the_trial_loses_nothing_and_repeats_n
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fbsearch.study.study.fail", killed)
+        patch.setattr("fbsearch.study.trial_record.fail", killed)
         put_back(study, study.trials[0], kind="worker_died", message="gone", attempt=2)
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.WAITING]
     for _ in range(2):

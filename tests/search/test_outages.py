@@ -20,7 +20,8 @@ from fbsearch.search.state import SearchState
 from fbsearch.study.database import open_storage, storage_errors
 from fbsearch.study.study import create_study
 from fbsearch.study.trial_record import is_finished
-from fbsearch.workers.local import Executor, InProcessExecutor, ProcessExecutor
+from fbsearch.workers.executor import Executor
+from fbsearch.workers.local import InProcessExecutor, ProcessExecutor
 from tests.study.test_retrying_storage import locked_for, patient_storage
 
 EPOCHS = 20

@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.study.buffered_storage import BatchingStorage
-from fbsearch.study.study import create_study, flush, sample
+from fbsearch.study.sampling import sample
+from fbsearch.study.study import create_study, flush
 
 CONFIG = StudyConfig()
 

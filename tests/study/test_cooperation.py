@@ -20,7 +20,8 @@ from fbsearch.errors import ConfigError
 from fbsearch.study import locks as cooperation
 from fbsearch.study.database import open_storage
 from fbsearch.study.locks import Alone, Crew, join_study
-from fbsearch.study.study import count_trials, create_study, flush, load_study, sample
+from fbsearch.study.sampling import sample
+from fbsearch.study.study import count_trials, create_study, flush, load_study
 from fbsearch.study.trial_record import is_finished
 
 SMALL = """

@@ -20,8 +20,11 @@ from small_disk import PAGE, fill
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import StorageError
-from fbsearch.study.database import hide_password, hold_study, open_storage, read_trials, storage_errors
-from fbsearch.study.study import create_study, load_study, put_back_running, sample
+from fbsearch.study.database import hide_password, open_storage, read_trials, storage_errors
+from fbsearch.study.locks import hold_study
+from fbsearch.study.sampling import sample
+from fbsearch.study.study import create_study, load_study
+from fbsearch.study.trial_record import put_back_running
 
 PASSWORD = "geheim"
 
@@ -430,7 +433,7 @@ def test_read_only_disk_says_so_and_goes_on_once_it_is_not(small_disk: Path) -> 
 
 HOLD = """
 import sys, time
-from fbsearch.study.database import hold_study
+from fbsearch.study.locks import hold_study
 with hold_study(sys.argv[1], sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)

@@ -4,7 +4,8 @@ from postgres_server import PostgresServer
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.study.database import open_storage
-from fbsearch.study.study import create_study, load_study, sample
+from fbsearch.study.sampling import sample
+from fbsearch.study.study import create_study, load_study
 
 
 def test_postgres_keeps_a_study_through_a_crash_of_the_server(postgres: PostgresServer) -> None:

@@ -8,34 +8,30 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from fbsearch.config.export_file import dump_export, load_export
 from fbsearch.config.models import FractalPatternType, TrialConfig
 from fbsearch.config.space import choice_label, grid_points
-from fbsearch.config.study_file import SearchConfig, StudyConfig, dump_export, load_export
+from fbsearch.config.study_file import SearchConfig, StudyConfig
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import write_whole
 from fbsearch.study.database import open_storage
 from fbsearch.study.export import export_best, trial_table
-from fbsearch.study.study import (
-    FINISHED,
+from fbsearch.study.sampling import enqueue_grid_point, make_pruner, make_sampler, sample
+from fbsearch.study.study import FINISHED, best_trial, best_trials, create_study, flush, load_study, status
+from fbsearch.study.trial_record import (
     INTERRUPTED,
-    best_trial,
-    best_trials,
-    create_study,
-    enqueue_grid_point,
     fail,
-    flush,
+    is_duplicate,
     is_failure,
-    load_study,
-    make_pruner,
-    make_sampler,
+    is_finished,
+    is_infeasible,
     put_back,
     put_back_running,
-    sample,
     sampled_names,
-    status,
+    tell_duplicate,
+    tell_infeasible,
     trial_config,
 )
-from fbsearch.study.trial_record import is_duplicate, is_finished, is_infeasible, tell_duplicate, tell_infeasible
 
 CONFIG = StudyConfig()
 GRID = StudyConfig.model_validate(

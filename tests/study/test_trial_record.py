@@ -9,7 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.study.export import trial_table
-from fbsearch.study.study import best_trial, best_trials, create_study, make_pruner, sample
+from fbsearch.study.sampling import make_pruner, sample
+from fbsearch.study.study import best_trial, best_trials, create_study
 from fbsearch.study.trial_record import (
     FINISHED,
     is_duplicate,

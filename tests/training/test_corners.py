@@ -4,7 +4,7 @@ import pytest
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError
-from fbsearch.training.corners import describe_corners
+from fbsearch.training.requirements import describe_corners
 
 SHAPE = {"num_classes": 10, "in_channels": 1, "image_size": 8}
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import yaml
 from rich.console import Console
 
-from fbsearch.config.study_file import load_export
+from fbsearch.config.export_file import load_export
 from fbsearch.errors import ConfigError
 from fbsearch.training.distributed import Team, is_launched, join, own_device
 from fbsearch.winners.plan import Settings, plan_runs

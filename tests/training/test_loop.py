@@ -11,13 +11,8 @@ from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.errors import DeviceError, TrialError
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.loop import (
-    choose_device,
-    choose_dtype,
-    evaluate,
-    final_accuracy,
-    train,
-)
+from fbsearch.training.devices import choose_device, choose_dtype
+from fbsearch.training.loop import evaluate, final_accuracy, train
 from fbsearch.training.optimizers import make_optimizer, make_scheduler
 
 DATA = DataConfig(limit=600)

@@ -14,7 +14,8 @@ from fbsearch.config.models import Activation, DataConfig, ModelConfig, TrainCon
 from fbsearch.data.dataset import Dataset, Split
 from fbsearch.messages import DatasetInfo
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.loop import choose_dtype, train
+from fbsearch.training.devices import choose_dtype
+from fbsearch.training.loop import train
 from fbsearch.training.optimizers import make_optimizer
 from fbsearch.training.requirements import LiveStorages, _make_fake, estimate_memory
 

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 from fbsearch.cli.model_commands import BaselineName
+from fbsearch.config.export_file import Export, ExportedConfig, Searched, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
-from fbsearch.config.study_file import Export, ExportedConfig, Searched, dump_export
 from fbsearch.errors import ConfigError, TrialError
 from fbsearch.network.model import SIZES
 from fbsearch.winners import baselines as room
@@ -80,7 +80,7 @@ def test_random_search_spends_the_searchs_flops_and_no_more(tmp_path: Path) -> N
 
 
 def _flops(model: ModelConfig) -> int:
-    from fbsearch.training.cost import measure_cost
+    from fbsearch.training.requirements import measure_cost
 
     return measure_cost(model, num_classes=10, in_channels=1, image_size=8).flops
 

@@ -15,11 +15,9 @@ from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.winners.checkpoint import (
-    EXPORT_ENDINGS,
     ModelCard,
     TrainedModel,
     build_net,
-    export_model,
     find_config,
     load_model,
     load_state,
@@ -27,6 +25,7 @@ from fbsearch.winners.checkpoint import (
     save_state,
     write_bytes,
 )
+from fbsearch.winners.model_export import EXPORT_ENDINGS, export_model
 
 PLACE = "the same command goes on"
 
@@ -257,13 +256,13 @@ def test_export_onnx_gives_the_same_logits(model: TrainedModel, tmp_path: Path) 
 
 
 def test_export_onnx_without_its_packages_names_them(model: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fbsearch.winners.checkpoint.ONNX_PACKAGES", ("onnx_that_nobody_has",))
+    monkeypatch.setattr("fbsearch.winners.model_export.ONNX_PACKAGES", ("onnx_that_nobody_has",))
     with pytest.raises(ConfigError, match=r"onnx needs onnx_that_nobody_has: pip install 'fbsearch\[onnx\]'"):
         export_model(model, model.folder / "model.onnx", kind="onnx")
 
 
 def test_export_whose_outputs_differ_is_not_written(model: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fbsearch.winners.checkpoint.EXPORT_TOLERANCE", -1.0)
+    monkeypatch.setattr("fbsearch.winners.model_export.EXPORT_TOLERANCE", -1.0)
     path = model.folder / f"model{EXPORT_ENDINGS['torch']}"
     with pytest.raises(ConfigError, match="not written: its outputs differ"):
         export_model(model, path, kind="torch")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from fbsearch.winners.comparison import Outcome, compare, judge, print_comparison, write_comparison
+from fbsearch.cli.tables import print_comparison
+from fbsearch.winners.comparison import Outcome, compare, judge, write_comparison
 
 
 def row(mean: float, std: float | None, num_seeds: int = 3) -> dict[str, Any]:

@@ -24,8 +24,8 @@ import torch
 import yaml
 
 from fbsearch.cli.app import main
+from fbsearch.config.export_file import Export, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialConfig
-from fbsearch.config.study_file import Export, dump_export
 from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet

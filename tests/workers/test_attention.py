@@ -18,7 +18,7 @@ from fbsearch.data.dataset import Dataset, evenly_spaced_rows, load_dataset
 from fbsearch.messages import Attention, Pixels
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.pictures.maps import TILE_PIXELS
-from fbsearch.report.winner import draw_stored_attention
+from fbsearch.report.page import draw_stored_attention
 from fbsearch.workers.attention import MAX_SIDE, NUM_IMAGES, take_attention
 
 

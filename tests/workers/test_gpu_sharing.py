@@ -10,8 +10,8 @@ from fbsearch.config.space import ChoiceSpace
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.errors import DeviceError
+from fbsearch.workers.executor import num_gpus
 from fbsearch.workers.gpu_sharing import Use, choose_workers_per_gpu, measure_use
-from fbsearch.workers.local import num_gpus
 from fbsearch.workers.probe import heaviest_trial
 
 

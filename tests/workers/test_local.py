@@ -24,7 +24,8 @@ from fbsearch.messages import (
     WorkerDied,
     WorkerLost,
 )
-from fbsearch.workers.local import Executor, InProcessExecutor, ProcessExecutor, deal, devices_for, num_cpus, num_gpus
+from fbsearch.workers.executor import Executor, deal, devices_for, num_cpus, num_gpus
+from fbsearch.workers.local import InProcessExecutor, ProcessExecutor
 
 DATA = DataConfig(limit=100)
 

@@ -1,0 +1,322 @@
+"""The commands that search a study, look at it and export from it."""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fbsearch.cli.options import (
+    DEFAULT_STORAGE,
+    EXIT_INTERRUPTED,
+    AsJson,
+    Storage,
+    StudyName,
+    Untrusted,
+    choose_executor,
+    open_study,
+)
+from fbsearch.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from fbsearch.config.study_file import StudyConfig
+
+
+app = typer.Typer(rich_markup_mode=None)
+
+StudyFile = Annotated[
+    Path | None, typer.Argument(help="A study file (YAML). Without one: the default study, scikit-learn's digits.")
+]
+
+
+class ExportFormat(StrEnum):
+    """What `export` writes: the best configurations as YAML, or all trials as a table."""
+
+    YAML = "yaml"
+    CSV = "csv"
+    JSON = "json"
+
+
+@app.command()
+def run(
+    study_file: StudyFile = None,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Finished trials the study has in the end, earlier ones counted.")
+    ] = 100,
+    workers: Annotated[
+        str, typer.Option(help="auto (one per GPU, else one per CPU core), a number, or 0: inside this process.")
+    ] = "auto",
+    workers_per_gpu: Annotated[
+        str, typer.Option(help="A number, or auto: from free memory and what the largest trial is measured to use.")
+    ] = "1",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Workers on a Ray cluster: auto (this machine's), HOST:PORT, or local: one that is started here.",
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: GPUs for each worker, such as 0.5; 0 is the CPU.")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
+    trial_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="End a worker that finishes no epoch for this many seconds, and try its trial again. Without it: 10 "
+            "times the usual epoch, at least 60 seconds. Not with --workers 0.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the study file's search.seed.")] = None,
+    name: Annotated[str | None, typer.Option(help="Instead of the study file's name.")] = None,
+    untrusted: Untrusted = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search until the study has --trials finished trials. The same command goes on where one stopped."""
+    from rich.console import Console
+
+    from fbsearch.cli.live import make_view
+    from fbsearch.cli.status import print_end
+    from fbsearch.config.study_file import check_paths
+    from fbsearch.search.coordinator import Coordinator
+    from fbsearch.study.database import open_storage, storage_errors
+    from fbsearch.study.locks import hold_study, join_study
+    from fbsearch.study.study import create_study, status
+
+    os.environ.pop("FBSEARCH_STORAGE", None)  # it may hold a password, which the workers need not know
+    config = _study_config(study_file, name=name, seed=seed)
+    if untrusted and study_file is not None:
+        check_paths(study_file, data=config.data, train=config.train)
+    if config.train.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("train.tensorboard: needs TensorBoard: pip install 'fbsearch[tensorboard]'")
+    executor = choose_executor(
+        config,
+        device=device,
+        workers=workers,
+        workers_per_gpu=workers_per_gpu,
+        ray=ray,
+        gpus_per_worker=gpus_per_worker,
+    )
+    console = Console(stderr=as_json)
+    database = open_storage(storage, create=True, patient=True)
+    with storage_errors(storage), hold_study(storage, config.name), join_study(database, config.name) as crew:
+        with crew.turn():
+            study = create_study(database, config, is_searched=crew.num_others() > 0)
+        with make_view(console, config) as view:
+            search = Coordinator(
+                study,
+                config,
+                executor,
+                num_trials=trials,
+                timeout=timeout,
+                trial_timeout=trial_timeout,
+                show=view,
+                crew=crew,
+            )
+            state = search.run()
+        if as_json:
+            print(json.dumps(status(study, url=storage) | {"end": state.end}))
+        else:
+            print_end(console, state, storage=None if storage == DEFAULT_STORAGE else storage)
+    raise typer.Exit(EXIT_INTERRUPTED if state.end == "interrupted" else 0)
+
+
+def _study_config(study_file: Path | None, *, name: str | None, seed: int | None) -> "StudyConfig":
+    from fbsearch.config.study_file import MAX_NAME, StudyConfig, load_study
+
+    config = StudyConfig() if study_file is None else load_study(study_file)
+    if name is not None and not 1 <= len(name) <= MAX_NAME:
+        raise typer.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--name")
+    search = config.search if seed is None else config.search.model_copy(update={"seed": seed})
+    return config.model_copy(update={"search": search, "name": config.name if name is None else name})
+
+
+@app.command()
+def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
+    """Show where a study stands and its best trial."""
+    from fbsearch.study.database import storage_errors
+    from fbsearch.study.study import best_trial
+    from fbsearch.study.study import status as study_status
+
+    study = open_study(storage, name)
+    with storage_errors(storage):
+        content = study_status(study, url=storage)
+        best = None if as_json else best_trial(study)
+    if as_json:
+        print(json.dumps(content))
+    else:
+        from rich.console import Console
+
+        from fbsearch.cli.status import print_status
+
+        print_status(Console(), content, best)
+
+
+@app.command()
+def export(
+    name: StudyName = None,
+    top: Annotated[int, typer.Option(min=1, help="How many configurations (YAML only).")] = 5,
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("best.yaml"),
+    output_format: Annotated[
+        ExportFormat, typer.Option("--format", help="yaml: the best configurations; csv or json: all trials.")
+    ] = ExportFormat.YAML,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Write the best configurations to YAML, or all trials to CSV or JSON."""
+    from fbsearch.config.export_file import dump_export
+    from fbsearch.files import write_whole
+    from fbsearch.study.database import storage_errors
+    from fbsearch.study.export import export_best, trial_table
+
+    study = open_study(storage, name)
+    with storage_errors(storage):
+        if output_format is ExportFormat.YAML:
+            best = export_best(study, top=top)
+            text, what = dump_export(best), f"the best {len(best.configs)} configurations"
+        else:
+            table = trial_table(study)
+            as_csv = output_format is ExportFormat.CSV
+            text = table.to_csv(index=False) if as_csv else table.to_json(orient="records", date_format="iso", indent=1)
+            what = f"{len(table)} trials"
+    try:
+        write_whole(output, text)
+    except OSError as error:
+        raise StorageError(f"{output}: cannot be written: {error.strerror}") from None
+    print(f"{output}: {what} of the study {study.study_name!r}")
+
+
+@app.command()
+def report(
+    name: StudyName = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best to show with their configurations.")] = 10,
+    output: Annotated[Path | None, typer.Option(help="The file to write; without it: reports/<study>.html.")] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    static: Annotated[
+        Path | None, typer.Option(help="Also write every figure as PNG and SVG into this folder (needs kaleido).")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Write a study's report: one HTML file with figures, tables and the best configurations."""
+    import webbrowser
+
+    from fbsearch.report.page import write_report, write_static
+    from fbsearch.study.database import storage_errors
+
+    study = open_study(storage, name)
+    with storage_errors(storage):
+        path = write_report(study, output, top=top, say=lambda line: print(f"warning: {line}", file=sys.stderr))
+        print(f"{path}: the report of the study {study.study_name!r}")
+        if static is not None:
+            print(f"{static}: {len(write_static(study, static, top=top))} pictures")
+    if open_it:
+        webbrowser.open(path.absolute().as_uri())
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The study file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a commented study file with all defaults."""
+    from fbsearch.config.study_file import StudyConfig, render_study
+    from fbsearch.files import write_whole
+
+    if file.exists() and not force:
+        raise ConfigError(f"{file}: is there already; --force writes over it")
+    try:
+        write_whole(file, render_study(StudyConfig()))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}") from None
+    print(f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`")
+
+
+@app.command()
+def validate(
+    study_file: Annotated[Path, typer.Argument(help="The study file to check.")], untrusted: Untrusted = False
+) -> None:
+    """Check a study file, and build every corner of its space on torch's meta device."""
+    from fbsearch.config.study_file import check_paths, load_study
+
+    config = load_study(study_file)
+    if untrusted:
+        check_paths(study_file, data=config.data, train=config.train)
+    from fbsearch.data.sources import peek_shape
+    from fbsearch.training.requirements import describe_corners
+
+    first, *others = describe_corners(config, **peek_shape(config.data))
+    print("\n".join([f"{study_file}: fine; {first}", *others]))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a study file, for editors."""
+    from fbsearch.config.study_file import StudyConfig
+
+    print(json.dumps(StudyConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+def dashboard(
+    storage: Storage = DEFAULT_STORAGE,
+    host: Annotated[str, typer.Option(help="The address to listen on; any but this machine's own needs --token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8080,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Let nothing be changed, and change nothing.")] = False,
+    token: Annotated[
+        str | None, typer.Option(envvar="FBSEARCH_TOKEN", help="Ask for this password, with any user name.")
+    ] = None,
+    artifacts: Annotated[
+        Path | None, typer.Option(help="Folder of the trials' files. Without it: beside the database, FILE.artifacts.")
+    ] = None,
+) -> None:
+    """Show the database in optuna-dashboard, with notes, figures and files of each study."""
+    from fbsearch.report.http_guard import is_loopback, listen
+    from fbsearch.study.database import open_storage
+
+    if not token and (token is not None or not is_loopback(host)):
+        raise typer.BadParameter(f"a token that is not empty is needed to listen on {host}", param_hint="--token")
+    database = open_storage(storage)
+    try:
+        server = listen(host=host, port=port)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; name another") from None
+    from fbsearch.report.dashboard import open_dashboard  # takes 3 s
+
+    server.set_app(
+        open_dashboard(database, storage, artifacts=artifacts, host=host, token=token, read_only=read_only, say=print)
+    )
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("ended")
+    finally:
+        server.server_close()
+
+
+@app.command()
+def watch(
+    name: StudyName = None,
+    storage: Storage = DEFAULT_STORAGE,
+    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once and exit.")] = False,
+) -> None:
+    """Show a running study's table, read from the database: from another terminal, or another machine."""
+    from rich.console import Console
+
+    from fbsearch.cli.status import watch_study
+    from fbsearch.study.database import storage_errors
+
+    study = open_study(storage, name)
+    with storage_errors(storage), contextlib.suppress(KeyboardInterrupt):
+        watch_study(Console(), study, interval=interval, once=once)

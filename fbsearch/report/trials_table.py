@@ -1,0 +1,68 @@
+"""The trials of a study as one DataFrame, which every figure and table of a report reads."""
+
+import math
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from fbsearch.config.space import LEVELS
+from fbsearch.errors import StorageError
+from fbsearch.study.database import read_trials
+from fbsearch.study.export import listed_trials, trial_table
+from fbsearch.study.study import best_trials
+
+
+def trials_frame(study: optuna.Study) -> pd.DataFrame:
+    """Every trial as a row: what `study_export.trial_table` has, and what a figure needs besides.
+
+    `score` is the validation accuracy at the end, of pruned trials where they were stopped; `rank` counts complete
+    trials from 1, the best; `history` is a list with a dict for each epoch (`epoch`, `val_accuracy`, ...);
+    `model.fractal_levels` are the stages' levels as one text; `planned_epochs`, `failure_kind`, `traceback`; `worker`
+    is the number of who ran the trial; `config` and `environment` are dicts as they are stored; `attrs["log"]` names
+    what was sampled on a log scale.
+    What an older version of fbsearch has not stored is empty.
+    StorageError for a study with several objectives.
+    """
+    if len(study.directions) != 1:
+        raise StorageError(
+            f"the study {study.study_name!r} has {len(study.directions)} objectives; reports are of one: accuracy"
+        )
+    read_trials(study)
+    frame = trial_table(study)
+    trials = listed_trials(study)
+    attributes = [trial.user_attrs for trial in trials]
+    ranks = {trial.number: rank for rank, trial in enumerate(best_trials(study, len(trials)), start=1)}
+    configs = [attribute.get("config", {}) for attribute in attributes]
+    added: dict[str, list[Any]] = {
+        "score": [t.value if t.value is not None and t.state.is_finished() else math.nan for t in trials],
+        "rank": [ranks.get(t.number, math.nan) for t in trials],
+        "planned_epochs": [config.get("train", {}).get("epochs", math.nan) for config in configs],
+        "history": [_history(trial) for trial in trials],
+        "worker": [attribute.get("worker", math.nan) for attribute in attributes],
+        "failure_kind": [attribute.get("failure", {}).get("kind") for attribute in attributes],
+        "traceback": [attribute.get("traceback") for attribute in attributes],
+        "config": configs,
+        "environment": [attribute.get("environment", {}) for attribute in attributes],
+    }
+    if any(name.startswith(f"{LEVELS}.") for name in frame.columns):
+        added[LEVELS] = [_levels(trial.params) for trial in trials]
+    for name, values in added.items():
+        frame[name] = pd.Series(values, index=frame.index, dtype=float if name in ("score", "rank") else object)
+    for name in ("num_parameters", "flops", "seconds", "planned_epochs", "value", "epochs", "worker"):
+        frame[name] = pd.to_numeric(frame[name], errors="coerce")
+    distributions = {pair for trial in trials for pair in trial.distributions.items()}
+    frame.attrs["log"] = sorted(name for name, distribution in distributions if getattr(distribution, "log", False))
+    return frame.assign(started=pd.to_datetime(frame["started"]), ended=pd.to_datetime(frame["ended"]))
+
+
+def _history(trial: optuna.trial.FrozenTrial) -> list[dict[str, Any]]:
+    stored = trial.user_attrs.get("history")
+    if stored:
+        return list(stored)
+    return [{"epoch": epoch, "val_accuracy": value} for epoch, value in sorted(trial.intermediate_values.items())]
+
+
+def _levels(params: dict[str, Any]) -> str | None:
+    num_stages = params.get(f"{LEVELS}.num_stages")
+    return num_stages and str([params.get(f"{LEVELS}.{stage}") for stage in range(num_stages)])

@@ -1,0 +1,101 @@
+"""From a study file's space to Optuna: the sampler, the pruner, and one point of the space for a trial."""
+
+import functools
+import json
+import random
+import warnings
+from typing import Any
+
+import optuna
+
+from fbsearch.config.space import (
+    LEVELS,
+    MAX_GRID,
+    ChoiceSpace,
+    LevelsSpace,
+    choice_label,
+    grid_points,
+    is_integer,
+    values,
+)
+from fbsearch.config.study_file import SearchConfig, StudyConfig
+
+
+def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.BaseSampler:
+    """The sampler of a study with `num_trials` trials so far: a resumed search must not draw the same numbers again."""
+    seed = search.seed + num_trials
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if search.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, group=True)
+        if search.sampler == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        if search.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
+    """Optuna's pruner, its resources counted in epochs."""
+    searched = config.space.get("train.epochs")
+    epochs = config.train.epochs if searched is None else max(values("train.epochs", searched, most=MAX_GRID))
+    match config.search.pruner:
+        case "median":
+            # n_min_trials, because duplicates count among the start-up trials and have no learning curve.
+            return optuna.pruners.MedianPruner(10, n_warmup_steps=max(1, epochs // 4), n_min_trials=10)
+        case "successive_halving":
+            return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+        case "none":
+            return optuna.pruners.NopPruner()
+
+
+def sample(trial: optuna.Trial, config: StudyConfig) -> dict[str, Any]:
+    """Draw one point of the space: {dotted name: value}. Only a stage that exists has a level."""
+    if config.search.sampler == "grid":
+        # The point itself is in Optuna's queue (enqueue_grid_point), each dimension as one choice.
+        return {name: _choose(trial, name, values(name, dim, most=MAX_GRID)) for name, dim in config.space.items()}
+    return {name: _suggest(trial, name, dimension) for name, dimension in config.space.items()}
+
+
+def _suggest(trial: optuna.Trial, name: str, dimension: Any) -> Any:
+    if isinstance(dimension, ChoiceSpace):
+        return _choose(trial, name, list(dimension.choices))
+    if isinstance(dimension, LevelsSpace):
+        num_stages = trial.suggest_categorical(f"{LEVELS}.num_stages", dimension.num_stages)
+        return tuple(trial.suggest_categorical(f"{LEVELS}.{i}", dimension.level) for i in range(num_stages))
+    if is_integer(name):
+        step = int(dimension.step or 1)
+        return trial.suggest_int(name, int(dimension.low), int(dimension.high), step=step, log=dimension.log)
+    return trial.suggest_float(name, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
+
+
+def _choose(trial: optuna.Trial, name: str, choices: list[Any]) -> Any:
+    by_label = {choice_label(value): value for value in choices}
+    return by_label[trial.suggest_categorical(name, list(by_label))]
+
+
+@functools.lru_cache(maxsize=1)
+def _grid(text: str) -> list[dict[str, Any]]:
+    config = StudyConfig.model_validate_json(text)
+    points = grid_points(config.space)
+    # In an order drawn from the seed, a part of the grid is spread over the space.
+    random.Random(config.search.seed).shuffle(points)
+    return points
+
+
+def enqueue_grid_point(study: optuna.Study, config: StudyConfig) -> bool:
+    """Put the next point of the grid into the queue; False when every point has been there."""
+    # Points are known by their values: another seed, or another order of the space, numbers them otherwise.
+    used = {
+        json.dumps(trial.system_attrs["fixed_params"], sort_keys=True)
+        for trial in study.get_trials(deepcopy=False)
+        if "grid_index" in trial.user_attrs
+    }
+    for index, point in enumerate(_grid(config.model_dump_json())):
+        labels = {name: choice_label(value) for name, value in point.items()}
+        if json.dumps(labels, sort_keys=True) not in used:
+            study.enqueue_trial(labels, user_attrs={"grid_index": index})
+            return True
+    return False
