@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fbsearch.config.export_file import load_export
     from fbsearch.config.models import FractalPatternType, ModelConfig
-    from fbsearch.config.study_file import load_study
+    from fbsearch.config.study_file import load_study_file
     from fbsearch.network.model import FractalBrainNet, create_fractal_brain_net
     from fbsearch.network.patterns import FractalPatternGenerator, generate_pattern
 
@@ -24,7 +24,7 @@ _HOMES = {
     "create_fractal_brain_net": "network.model",
     "generate_pattern": "network.patterns",
     "load_export": "config.export_file",
-    "load_study": "config.study_file",
+    "load_study_file": "config.study_file",
 }
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "create_fractal_brain_net",
     "generate_pattern",
     "load_export",
-    "load_study",
+    "load_study_file",
 ]
 
 

@@ -13,6 +13,18 @@ from typing import Literal
 OVER_LIMITS = "over_limits"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageShape:
+    """What a network must fit: images of in_channels x image_size x image_size pixels, of num_classes classes."""
+
+    num_classes: int
+    in_channels: int
+    image_size: int
+
+    def __str__(self) -> str:
+        return f"{self.in_channels} x {self.image_size} x {self.image_size}"
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
     """What a network and a reader need to know of a data set once it is loaded."""
@@ -25,6 +37,10 @@ class DatasetInfo:
     num_test: int
     class_names: tuple[str, ...]
     num_broken: int = 0
+
+    @property
+    def shape(self) -> ImageShape:
+        return ImageShape(num_classes=self.num_classes, in_channels=self.in_channels, image_size=self.image_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ import typer
 import yaml
 from PIL import Image
 
-from fbsearch.cli import app
-from fbsearch.config.study_file import load_study
+from fbsearch.cli.app import app
+from fbsearch.config.study_file import load_study_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def fetch(url: str) -> str:
 def test_readme_study_file_can_be_loaded(tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     (tmp_path / "study.yaml").write_text(block)
-    assert load_study(tmp_path / "study.yaml").data.name == "folder"
+    assert load_study_file(tmp_path / "study.yaml").data.name == "folder"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fbsearch.bench.common import describe_machine, machine, make_table
 from fbsearch.bench.trial import bench_run, search_seconds
-from fbsearch.config.study_file import StudyConfig, load_study, render_study
+from fbsearch.config.study_file import StudyConfig, load_study_file, render_study
 from fbsearch.errors import SearchError
 from fbsearch.study.database import open_storage
 from fbsearch.study.trial_record import FINISHED
@@ -37,7 +37,7 @@ def bench_against_plain(
     `seconds` of the whole process, `search_seconds` from the first trial's start to the last one's end,
     `trials_per_hour` of the latter, `best_val_accuracy`) and `ratios` of medians. SearchError if a run fails.
     """
-    config = load_study(study_file)
+    config = load_study_file(study_file)
     found = machine(device=device)
     runs = []
     for seed in range(repeats):

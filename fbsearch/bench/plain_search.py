@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from fbsearch.config.models import AugmentConfig, TrialConfig
-from fbsearch.config.study_file import StudyConfig, load_study
+from fbsearch.config.study_file import StudyConfig, load_study_file
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.study.sampling import make_pruner, make_sampler, sample
@@ -69,10 +69,7 @@ def objective(trial: optuna.Trial, study: StudyConfig, data: Dataset, device: to
     """Train one network; the validation accuracy after its last epoch."""
     config = study.trial(sample(trial, study), seed=study.search.seed + trial.number)
     torch.manual_seed(config.seed)
-    info = data.info
-    model = FractalBrainNet(
-        config.model, num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size
-    ).to(device)
+    model = FractalBrainNet.for_images(config.model, data.info.shape).to(device)
     train_images = Images(data.train, make_transform(data, config.data.augment))
     batch_size = config.train.batch_size
     # A last batch of one image would stop BatchNorm.
@@ -120,7 +117,7 @@ def main(
     device: Annotated[str, typer.Option()] = "auto",
 ) -> None:  # fmt: skip
     """Search `study_file` the plain way: `trials` trials into a new study in `storage`; prints the seconds it took."""
-    config = load_study(study_file)
+    config = load_study_file(study_file)
     chosen = choose_device(device)
     data = load_dataset(config.data, device="cpu", with_test=False)
     study = optuna.create_study(

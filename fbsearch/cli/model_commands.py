@@ -1,5 +1,6 @@
 """The commands that train and use networks: train, predict, export-model, summary, analyze, patterns."""
 
+import dataclasses
 import json
 import sys
 from enum import StrEnum
@@ -207,12 +208,11 @@ def summary(
     from fbsearch.winners.checkpoint import find_config, write_bytes
 
     config, title = find_config(file, rank=rank)
-    shape = {"num_classes": config.num_classes, "in_channels": config.in_channels, "image_size": config.image_size}
-    layers = drawings.list_layers(config.model, **shape)
+    layers = drawings.list_layers(config.model, config.shape)
     if plot is not None:
         write_bytes(plot, drawings.draw_architecture(config, layers, title=title).encode())
     if as_json:
-        print(json.dumps(drawings.layers_as_dict(layers) | shape))
+        print(json.dumps(drawings.layers_as_dict(layers) | dataclasses.asdict(config.shape)))
         return
     console = Console()
     console.print(drawings.layer_table(layers, title=title))

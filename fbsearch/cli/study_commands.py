@@ -131,9 +131,9 @@ def run(
 
 
 def _study_config(study_file: Path | None, *, name: str | None, seed: int | None) -> "StudyConfig":
-    from fbsearch.config.study_file import MAX_NAME, StudyConfig, load_study
+    from fbsearch.config.study_file import MAX_NAME, StudyConfig, load_study_file
 
-    config = StudyConfig() if study_file is None else load_study(study_file)
+    config = StudyConfig() if study_file is None else load_study_file(study_file)
     if name is not None and not 1 <= len(name) <= MAX_NAME:
         raise typer.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--name")
     search = config.search if seed is None else config.search.model_copy(update={"seed": seed})
@@ -244,15 +244,15 @@ def validate(
     study_file: Annotated[Path, typer.Argument(help="The study file to check.")], untrusted: Untrusted = False
 ) -> None:
     """Check a study file, and build every corner of its space on torch's meta device."""
-    from fbsearch.config.study_file import check_paths, load_study
+    from fbsearch.config.study_file import check_paths, load_study_file
 
-    config = load_study(study_file)
+    config = load_study_file(study_file)
     if untrusted:
         check_paths(study_file, data=config.data, train=config.train)
     from fbsearch.data.sources import peek_shape
     from fbsearch.training.requirements import describe_corners
 
-    first, *others = describe_corners(config, **peek_shape(config.data))
+    first, *others = describe_corners(config, peek_shape(config.data))
     print("\n".join([f"{study_file}: fine; {first}", *others]))
 
 

@@ -11,6 +11,7 @@ from fbsearch.config.space import Dimension
 from fbsearch.config.study_file import validate_content
 from fbsearch.config.yaml_format import read_yaml, to_yaml, without_unset_keys
 from fbsearch.errors import ConfigError
+from fbsearch.messages import ImageShape
 
 EXPORT_FORMAT = "fbsearch-export/1"
 
@@ -29,6 +30,10 @@ class ExportedConfig(Strict):
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
+
+    @property
+    def shape(self) -> ImageShape:
+        return ImageShape(num_classes=self.num_classes, in_channels=self.in_channels, image_size=self.image_size)
 
 
 class SearchCompute(Strict):

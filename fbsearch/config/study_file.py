@@ -86,7 +86,7 @@ class StudyConfig(Strict):
             yield self.trial(values, seed=self.search.seed)
 
 
-def load_study(path: Path) -> StudyConfig:
+def load_study_file(path: Path) -> StudyConfig:
     """Read and check a study file. ConfigError lists everything that is wrong with it."""
     return validate_content(StudyConfig, read_yaml(path, maker=f"fbsearch init {path}"), path)
 

@@ -14,6 +14,7 @@ from fbsearch.data.image_cache import Notice, cache_lock, load_images
 from fbsearch.data.image_tree import ImageFiles, ImageTree, Ints, scan_tree
 from fbsearch.data.split import limit, pick
 from fbsearch.errors import DataError
+from fbsearch.messages import ImageShape
 
 DIGITS_TEST = 360
 DIGITS_TEST_SEED = 1797  # fixed: whatever the study's seed, the test images are the same 360
@@ -29,8 +30,8 @@ TORCHVISION = {  # its class, and the same three numbers
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
 
 
-def peek_shape(config: DataConfig) -> dict[str, int]:
-    """`num_classes`, `in_channels` and `image_size` (pixels) as `load_dataset(config).info` will have them.
+def peek_shape(config: DataConfig) -> ImageShape:
+    """The shape that `load_dataset(config).info` will have.
 
     Nothing is decoded, downloaded or written. The shapes of `digits` and of torchvision's data sets are known without
     their files. A folder is scanned and the headers of its training images are read by the rule of loading: one in a
@@ -47,7 +48,7 @@ def peek_shape(config: DataConfig) -> dict[str, int]:
         num_classes, in_channels, side = len(tree.class_names), target.channels, target.side
     else:
         num_classes, in_channels, side = DIGITS_SHAPE if config.name == "digits" else TORCHVISION[config.name][1]
-    return {"num_classes": num_classes, "in_channels": in_channels, "image_size": config.image_size or side}
+    return ImageShape(num_classes=num_classes, in_channels=in_channels, image_size=config.image_size or side)
 
 
 def _say_nothing(_text: str) -> None:

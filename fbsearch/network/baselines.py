@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fbsearch.errors import ConfigError
+from fbsearch.messages import ImageShape
 
 # The paper's network for 32 x 32 images: channels and dropout of its five blocks, columns, drop-path.
 CHANNELS = (64, 128, 256, 512, 512)
@@ -111,7 +112,7 @@ class Block(nn.Module):
 
 
 class FractalNet(nn.Module):
-    """The whole network: images [B, in_channels, H, W] of at least `image_size` pixels to logits [B, K].
+    """The whole network: images [B, in_channels, H, W] of at least `shape.image_size` pixels to logits [B, K].
 
     As many of the paper's five blocks as the image can be halved, the first ones. In training each batch has either
     local drop-path (a path into a join is dropped with `drop_path_prob`, one at least survives) or global (one column,
@@ -120,15 +121,14 @@ class FractalNet(nn.Module):
 
     def __init__(
         self,
+        shape: ImageShape,
         *,
-        num_classes: int,
-        in_channels: int,
-        image_size: int,
         num_columns: int = NUM_COLUMNS,
         drop_path_prob: float = DROP_PATH_PROB,
     ) -> None:
         super().__init__()
-        num_blocks = count_blocks(image_size)
+        num_blocks = count_blocks(shape.image_size)
+        in_channels = shape.in_channels
         self.num_columns = num_columns
         self.blocks = nn.ModuleList()
         for channels, dropout in zip(CHANNELS[:num_blocks], DROPOUT, strict=False):
@@ -137,7 +137,7 @@ class FractalNet(nn.Module):
             )
             self.blocks.append(block)
             in_channels = channels
-        self.classifier = nn.Linear(in_channels, num_classes)
+        self.classifier = nn.Linear(in_channels, shape.num_classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the logits; in training what is dropped is drawn for the batch."""
@@ -166,22 +166,21 @@ def count_blocks(image_size: int) -> int:
 NetName = Literal["fractalnet", "resnet18"]
 
 
-def build_baseline_net(name: NetName, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Images [B, in_channels, image_size, image_size] -> logits [B, num_classes], weights from torch's generator.
+def build_baseline_net(name: NetName, shape: ImageShape) -> nn.Module:
+    """The network for images of `shape`: uint8 or float [B, C, H, W] -> logits [B, K], weights from torch's generator.
 
     ConfigError where the images are too small for it.
     """
-    make: dict[NetName, Callable[..., nn.Module]] = {"fractalnet": FractalNet, "resnet18": _resnet18}
-    return make[name](num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    make: dict[NetName, Callable[[ImageShape], nn.Module]] = {"fractalnet": FractalNet, "resnet18": _resnet18}
+    return make[name](shape)
 
 
-def _resnet18(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def _resnet18(shape: ImageShape) -> nn.Module:
     """torchvision's ResNet-18 for small images: a 3x3 stem of stride 1 and no pooling after it, nothing pretrained."""
-    del image_size  # any will do
     from torchvision.models import resnet18  # takes seconds to import
 
-    net: nn.Module = resnet18(weights=None, num_classes=num_classes)
-    net.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+    net: nn.Module = resnet18(weights=None, num_classes=shape.num_classes)
+    net.conv1 = nn.Conv2d(shape.in_channels, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool = nn.Identity()
     return net

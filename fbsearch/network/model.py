@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fbsearch.config.models import SMALL_IMAGE, Activation, FractalPatternType, ModelConfig
 from fbsearch.errors import ConfigError
+from fbsearch.messages import ImageShape
 from fbsearch.network.activations import make_activation
 from fbsearch.network.blocks import AdaptiveScaleProcessor, FractalMask, FractalNeuralBlock
 from fbsearch.network.fused_ops import ConvNormActivation
@@ -158,6 +159,11 @@ class FractalBrainNet(_Headed):
         _initialise(self)
         # The blocks' layout. Kernels that lie in it already are not laid out anew in every forward.
         self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def for_images(cls, config: ModelConfig, shape: ImageShape) -> "FractalBrainNet":
+        """The network for images of `shape`, its weights drawn from torch's global generator."""
+        return cls(config, num_classes=shape.num_classes, in_channels=shape.in_channels, image_size=shape.image_size)
 
     @property
     def fractal_pattern(self) -> Tensor:

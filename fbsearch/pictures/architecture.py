@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fbsearch.config.export_file import ExportedConfig
 from fbsearch.config.models import ModelConfig
+from fbsearch.messages import ImageShape
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.svg import FAINT, RULE, Canvas
@@ -44,10 +45,10 @@ class Layer:
     flops: int
 
 
-def list_layers(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> list[Layer]:
+def list_layers(config: ModelConfig, shape: ImageShape) -> list[Layer]:
     """The parts of a network in the order in which an image goes through them; nothing is computed, only counted."""
     with torch.device("meta"), torch.no_grad():
-        net = FractalBrainNet(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size).eval()
+        net = FractalBrainNet.for_images(config, shape).eval()
         parts = dict(_parts(net))
         shapes: dict[str, tuple[int, ...]] = {}
 
@@ -60,7 +61,7 @@ def list_layers(config: ModelConfig, *, num_classes: int, in_channels: int, imag
         for name in parts:
             remember(name)
         with FlopCounterMode(display=False) as counter:
-            net(torch.empty(1, in_channels, image_size, image_size))
+            net(torch.empty(1, shape.in_channels, shape.image_size, shape.image_size))
     counts = {key: int(sum(value.values())) for key, value in counter.get_flop_counts().items()}
     flops = {name: counts.get(f"FractalBrainNet.{name}", 0) for name in parts}
     if "global_attention" in parts:  # the net computes it without calling the module, which only holds the parameters
@@ -126,14 +127,14 @@ def draw_architecture(exported: ExportedConfig, layers: Sequence[Layer], *, titl
 
     `layers` are those of `list_layers` for the same configuration.
     """
-    config, in_channels, side = exported.model, exported.in_channels, exported.image_size
+    config = exported.model
     canvas = Canvas()
     by_name = {layer.name: layer for layer in layers}
     highest = max(config.fractal_levels)
     leaf_width = max(7.0, min(34.0, 900 / sum(2 ** (level - 1) for level in config.fractal_levels)))
     middle = 178 + max(_block_height(highest), 90) / 2
     bottom = middle + max(_block_height(highest), 90) / 2
-    x = _small_part(canvas, 30, middle, bottom, "images", f"{in_channels} x {side} x {side}", "", fill="#e8ecf0")
+    x = _small_part(canvas, 30, middle, bottom, "images", str(exported.shape), "", fill="#e8ecf0")
     x = _small_part(canvas, x, middle, bottom, "stem", *_facts(by_name["stem"]), fill=SCALE_COLOR)
     for stage, level in enumerate(config.fractal_levels):
         parts = [by_name.get(f"fractal_stages.{stage}.{part}") for part in range(3)]

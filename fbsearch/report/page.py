@@ -76,7 +76,7 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
     drawn |= draw_retrained(retrained)
     best = ranked(frame).head(top)
     environment = Environment(
-        loader=PackageLoader("fbsearch"),
+        loader=PackageLoader("fbsearch.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -52,7 +52,7 @@ class _OwnTrial:
         self.unwritten.setdefault(table, {})[row[_KEYS[table][1]]] = row
 
 
-class BatchingStorage(_CachedStorage):
+class BufferedStorage(_CachedStorage):
     """An RDBStorage behind the memory of one coordinator: what it writes of its running trials waits for `flush`."""
 
     def __init__(self, backend: RDBStorage) -> None:

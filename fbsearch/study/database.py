@@ -21,7 +21,7 @@ from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
 
 from fbsearch.errors import StorageError
-from fbsearch.study.retrying_storage import PatientStorage
+from fbsearch.study.retrying_storage import RetryingStorage
 
 TRIALS_A_READ = 500
 # How long SQLite itself waits for a lock. Who is patient looks after other things between two tries.
@@ -66,7 +66,7 @@ def open_storage(url: str, *, create: bool = False, patient: bool = False) -> op
         raise StorageError(f"--storage {hide_password(url)}: cannot use {parsed.drivername!r}; {_SCHEMES}")
     with storage_errors(url):
         try:
-            make = PatientStorage if patient else optuna.storages.RDBStorage
+            make = RetryingStorage if patient else optuna.storages.RDBStorage
             with _alone_with_tables(parsed):
                 return make(parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
         except ImportError:

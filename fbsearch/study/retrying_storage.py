@@ -48,17 +48,17 @@ def is_passing(error: BaseException) -> bool:
     return not any(sign in str(error) for sign in ("no such table", "no such column"))
 
 
-def _patient(operation: Callable[Concatenate[RDBStorage, P], R]) -> Callable[Concatenate["PatientStorage", P], R]:
+def _patient(operation: Callable[Concatenate[RDBStorage, P], R]) -> Callable[Concatenate["RetryingStorage", P], R]:
     """The operation, tried until the database answers; only for what may be done twice."""
 
     @functools.wraps(operation)
-    def tried(self: "PatientStorage", *args: P.args, **kwargs: P.kwargs) -> R:
+    def tried(self: "RetryingStorage", *args: P.args, **kwargs: P.kwargs) -> R:
         return self.wait_for(lambda _is_again: operation(self, *args, **kwargs))
 
-    return cast("Callable[Concatenate[PatientStorage, P], R]", tried)
+    return cast("Callable[Concatenate[RetryingStorage, P], R]", tried)
 
 
-class PatientStorage(RDBStorage):
+class RetryingStorage(RDBStorage):
     """Optuna's storage in a database, waiting up to `patience` seconds where that is away.
 
     `on_wait` is called before each pause: the place to look after workers and to show that the database is away. It
@@ -179,14 +179,14 @@ def _find_made(session: sqlalchemy.orm.Session, study_id: int, token: str) -> mo
 
 def patiently(storage: RDBStorage, operation: Callable[[], R]) -> R:
     """What `operation` on a database gives; it may be done twice. Only a patient storage waits."""
-    return storage.wait_for(lambda _is_again: operation()) if isinstance(storage, PatientStorage) else operation()
+    return storage.wait_for(lambda _is_again: operation()) if isinstance(storage, RetryingStorage) else operation()
 
 
 @contextlib.contextmanager
 def while_away(study: optuna.Study, on_wait: OnWait) -> Iterator[None]:
     """Call `on_wait` while the study's database is away, within the block; a storage that has no patience never is."""
     storage = getattr(study._storage, "_backend", None)
-    if not isinstance(storage, PatientStorage):
+    if not isinstance(storage, RetryingStorage):
         yield
         return
     storage.on_wait = on_wait

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from fbsearch.config.space import NO_SETTINGS
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, StorageError
-from fbsearch.study.buffered_storage import BatchingStorage
+from fbsearch.study.buffered_storage import BufferedStorage
 from fbsearch.study.database import hide_password
 from fbsearch.study.retrying_storage import patiently
 from fbsearch.study.sampling import make_pruner, make_sampler
@@ -42,7 +42,7 @@ def create_study(
     """
     for _ in config.corners():
         pass  # each is checked as it is made: values that cannot be used together are refused before anything is stored
-    batching = BatchingStorage(storage)
+    batching = BufferedStorage(storage)
     try:
         study = optuna.create_study(storage=batching, study_name=config.name, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
@@ -60,7 +60,7 @@ def create_study(
 
 def flush(study: optuna.Study) -> list[int]:
     """Write what was set on running trials; the numbers of those that another coordinator has ended, now forgotten."""
-    assert isinstance(study._storage, BatchingStorage), "the study is from create_study"
+    assert isinstance(study._storage, BufferedStorage), "the study is from create_study"
     return study._storage.flush()
 
 

@@ -24,6 +24,7 @@ from fbsearch.config.models import FractalPatternType, ModelConfig, TrainConfig,
 from fbsearch.config.study_file import MAX_CORNERS, StudyConfig
 from fbsearch.data.dataset import VALIDATION_BATCH
 from fbsearch.errors import ConfigError
+from fbsearch.messages import ImageShape
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import choose_device, choose_dtype
 from fbsearch.training.optimizers import make_optimizer
@@ -67,10 +68,8 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def estimate_memory(
     config: TrialConfig,
+    shape: ImageShape,
     *,
-    num_classes: int,
-    in_channels: int,
-    image_size: int,
     device: torch.device,
     dtype: torch.dtype,
     validation_batch: int = VALIDATION_BATCH,
@@ -87,29 +86,26 @@ def estimate_memory(
         keep_best=train.keep_best,
     )  # fmt: skip
     model = config.model.model_copy(update={"pattern": FractalPatternType.MANDELBROT})
-    return _estimate_memory(
-        model, alike, (num_classes, in_channels, image_size), device, dtype, validation_batch=validation_batch
-    )
+    return _estimate_memory(model, alike, shape, device, dtype, validation_batch=validation_batch)
 
 
 @functools.lru_cache(maxsize=4096)
 def _estimate_memory(
     model_config: ModelConfig,
     train_config: TrainConfig,
-    shape: tuple[int, int, int],
+    shape: ImageShape,
     device: torch.device,
     dtype: torch.dtype,
     *,
     validation_batch: int,
 ) -> float:
-    num_classes, in_channels, image_size = shape
     with torch.device("meta"):
-        model = FractalBrainNet(
-            model_config, num_classes=num_classes, in_channels=in_channels, image_size=image_size
-        ).train()
+        model = FractalBrainNet.for_images(model_config, shape).train()
 
     def images(batch: int) -> torch.Tensor:
-        return torch.empty(batch, in_channels, image_size, image_size, dtype=torch.uint8, device=device)
+        return torch.empty(
+            batch, shape.in_channels, shape.image_size, shape.image_size, dtype=torch.uint8, device=device
+        )
 
     # The weights that are drawn next must not depend on whether this was cached.
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), LiveStorages() as live:
@@ -163,51 +159,48 @@ class Cost:
     flops: int
 
 
-def measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> Cost:
-    """Build the network on the meta device and send one image of [1, in_channels, image_size, image_size] through it.
+def measure_cost(config: ModelConfig, shape: ImageShape) -> Cost:
+    """Build the network on the meta device and send one image through it.
 
     ConfigError where the network cannot be built, or the image is too small for its stages. Networks that differ in
     their pattern alone cost the same, and each cost is measured once.
     """
     drawn_alike = config.model_copy(update={"pattern": FractalPatternType.MANDELBROT})
-    return _measure_cost(drawn_alike, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    return _measure_cost(drawn_alike, shape)
 
 
 @functools.lru_cache(maxsize=4096)
-def _measure_cost(config: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> Cost:
-    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return measure_net(lambda: FractalBrainNet(config, **shape), in_channels=in_channels, image_size=image_size)
+def _measure_cost(config: ModelConfig, shape: ImageShape) -> Cost:
+    return measure_net(lambda: FractalBrainNet.for_images(config, shape), shape)
 
 
-def measure_net(build: Callable[[], nn.Module], *, in_channels: int, image_size: int) -> Cost:
+def measure_net(build: Callable[[], nn.Module], shape: ImageShape) -> Cost:
     """The cost of any network of square images, built by `build` on the meta device."""
     with torch.device("meta"), torch.no_grad():
         model = build().eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, in_channels, image_size, image_size))
+            model(torch.empty(1, shape.in_channels, shape.image_size, shape.image_size))
     return Cost(sum(p.numel() for p in model.parameters()), int(counter.get_total_flops()))
 
 
-def measure_corners(config: StudyConfig, *, num_classes: int, in_channels: int, image_size: int) -> list[Cost]:
+def measure_corners(config: StudyConfig, shape: ImageShape) -> list[Cost]:
     """The cost of every corner of a study's space. ConfigError names the first corner that cannot be built."""
-    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return [measure_cost(trial.model, **shape) for trial in config.corners()]
+    return [measure_cost(trial.model, shape) for trial in config.corners()]
 
 
 UNITS = {"parameters": "parameters", "flops": "FLOPs an image", "memory_mib": "MiB to train (estimated)"}
 
 
-def describe_corners(config: StudyConfig, *, num_classes: int, in_channels: int, image_size: int) -> list[str]:
+def describe_corners(config: StudyConfig, shape: ImageShape) -> list[str]:
     """Lines on the corners' costs and on each limit.
 
     ConfigError if a corner cannot be built, or if all corners are known and none is within a limit: then nothing is.
     """
-    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    costs = measure_corners(config, **shape)
+    costs = measure_corners(config, shape)
     many = f"the first {MAX_CORNERS:,}" if len(costs) == MAX_CORNERS else str(len(costs))
     smallest, largest = (choose(cost.num_parameters for cost in costs) for choose in (min, max))
     lines = [
-        f"{many} corners of the space build on {in_channels} x {image_size} x {image_size} images: {smallest:,} to "
+        f"{many} corners of the space build on {shape} images: {smallest:,} to "
         f"{largest:,} parameters, up to {max(cost.flops for cost in costs):,} FLOPs an image"
     ]
     for key, limit in config.search.limits.model_dump(exclude_none=True).items():
@@ -223,13 +216,13 @@ def describe_corners(config: StudyConfig, *, num_classes: int, in_channels: int,
     return lines
 
 
-def _values(key: str, config: StudyConfig, costs: list[Cost], shape: dict[str, int]) -> list[float]:
+def _values(key: str, config: StudyConfig, costs: list[Cost], shape: ImageShape) -> list[float]:
     if key == "parameters":
         return [cost.num_parameters for cost in costs]
     if key == "flops":
         return [cost.flops for cost in costs]
     device: torch.device = choose_device("auto")
     return [
-        estimate_memory(trial, **shape, device=device, dtype=choose_dtype(trial.train.precision, device))
+        estimate_memory(trial, shape, device=device, dtype=choose_dtype(trial.train.precision, device))
         for trial in config.corners()
     ]

@@ -111,10 +111,8 @@ def _pick(export: Export, rank: int, *, file: Path) -> ExportedConfig:
 
 def _build(config: ExportedConfig, data: Dataset) -> FractalBrainNet:
     """The net that a trial of this configuration starts from."""
-    info = data.info
-    shape = {"num_classes": info.num_classes, "in_channels": info.in_channels, "image_size": info.image_size}
     torch.manual_seed(config.seed)
-    return FractalBrainNet(config.model, **shape).to(data.mean_C.device)
+    return FractalBrainNet.for_images(config.model, data.info.shape).to(data.mean_C.device)
 
 
 def _train(net: FractalBrainNet, config: ExportedConfig, data: Dataset, say: Callable[[str], None]) -> None:

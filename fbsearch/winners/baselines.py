@@ -18,6 +18,7 @@ import torch
 from fbsearch.config.export_file import Export, ExportedConfig
 from fbsearch.config.models import ModelConfig, TrainConfig
 from fbsearch.errors import ConfigError, TrialError
+from fbsearch.messages import ImageShape
 from fbsearch.network.baselines import NetName, describe_net
 from fbsearch.network.model import SIZES
 from fbsearch.training.devices import is_out_of_memory
@@ -82,11 +83,6 @@ class Baselines:
         return Outcome(name, "", failure=failure)
 
     @property
-    def _shape(self) -> dict[str, int]:
-        config = self.config
-        return {"num_classes": config.num_classes, "in_channels": config.in_channels, "image_size": config.image_size}
-
-    @property
     def _trained(self) -> TrainConfig:
         """How the configuration itself is trained."""
         return train_config(self.config.train, self.settings, label=f"rank {self.config.rank}")
@@ -110,7 +106,7 @@ class Baselines:
         return runs, f"{what}; its paper's recipe, {_count_epochs(runs)}"
 
     def _plan_size(self, name: str) -> tuple[list[Run], str]:
-        model, change = fit_size(SIZES[name], **self._shape)
+        model, change = fit_size(SIZES[name], self.config.shape)
         runs = self._runs(name, model=model, train=untuned(self._trained))
         return runs, f"the documented size{change}, Adam at {DOCUMENTED_RATE:g}; {_count_epochs(runs)}"
 
@@ -174,8 +170,8 @@ def paper_recipe(train: TrainConfig) -> TrainConfig:
     )
 
 
-def fit_size(size: ModelConfig, *, num_classes: int, in_channels: int, image_size: int) -> tuple[ModelConfig, str]:
-    """A documented size that images of `image_size` pixels can go through, and what was changed for it, in words.
+def fit_size(size: ModelConfig, shape: ImageShape) -> tuple[ModelConfig, str]:
+    """A documented size that images of `shape` can go through, and what was changed for it, in words.
 
     First the stem becomes `auto`, then the last stages are left out: only what cannot be built. TrialError where
     nothing is left.
@@ -191,7 +187,7 @@ def fit_size(size: ModelConfig, *, num_classes: int, in_channels: int, image_siz
     reason = ""
     for config, change in candidates:
         try:
-            measure_cost(config, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+            measure_cost(config, shape)
         except ConfigError as error:
             reason = str(error)
         else:

@@ -63,9 +63,7 @@ class TrainedModel:
 
 def build_net(config: ExportedConfig) -> FractalBrainNet:
     """The network of a configuration, its weights drawn from torch's global generator."""
-    return FractalBrainNet(
-        config.model, num_classes=config.num_classes, in_channels=config.in_channels, image_size=config.image_size
-    )
+    return FractalBrainNet.for_images(config.model, config.shape)
 
 
 # ------------------------------------------------------------------------------------------------------ trained models

@@ -69,12 +69,11 @@ class Run:
         config = self.config
         if self.net is None:
             return build_net(config)
-        shape = {"num_classes": config.num_classes, "in_channels": config.in_channels, "image_size": config.image_size}
-        return build_baseline_net(self.net, **shape)
+        return build_baseline_net(self.net, config.shape)
 
     def cost(self) -> Cost:
         """Parameters and FLOPs of the network. What torch raises where it cannot be built."""
-        return measure_net(self.build, in_channels=self.config.in_channels, image_size=self.config.image_size)
+        return measure_net(self.build, self.config.shape)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the run's numbers, as JSON has it: where it differs, it is another run."""

@@ -104,13 +104,12 @@ def search_randomly(
 
 def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialConfig, Cost]]:
     """Endlessly many configurations that can be built. The n-th does not depend on how far it came before a kill."""
-    shape = {"num_classes": config.num_classes, "in_channels": config.in_channels, "image_size": config.image_size}
     rng = random.Random(RANDOM_SEED)
     number, in_a_row = 0, 0
     while True:
         try:
             trial = space.trial(draw_point(space.space, rng), seed=number)
-            cost = measure_cost(trial.model, **shape)
+            cost = measure_cost(trial.model, config.shape)
         except ConfigError as error:
             in_a_row += 1
             if in_a_row == MAX_UNBUILDABLE:

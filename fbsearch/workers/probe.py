@@ -12,7 +12,7 @@ import torch
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.data.dataset import load_dataset
-from fbsearch.messages import DatasetInfo
+from fbsearch.messages import ImageShape
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.loop import train
 from fbsearch.training.requirements import measure_cost
@@ -23,12 +23,11 @@ NUM_STEPS = 3
 CONTEXT_MIB = 700
 
 
-def heaviest_trial(config: StudyConfig, info: DatasetInfo) -> TrialConfig:
+def heaviest_trial(config: StudyConfig, shape: ImageShape) -> TrialConfig:
     """The corner of the space whose training step computes most: FLOPs of an image times images of a step."""
-    shape = {"num_classes": info.num_classes, "in_channels": info.in_channels, "image_size": info.image_size}
 
     def work(trial: TrialConfig) -> int:
-        return measure_cost(trial.model, **shape).flops * trial.train.batch_size
+        return measure_cost(trial.model, shape).flops * trial.train.batch_size
 
     return max(config.corners(), key=work)
 
@@ -37,11 +36,8 @@ def probe(config: StudyConfig, device: torch.device) -> dict[str, float]:
     """MiB: `free_mib` before anything is loaded, `worker_mib` of a worker in the midst of the heaviest trial."""
     free_mib = torch.cuda.mem_get_info(device)[0] / 2**20
     data = load_dataset(config.data, device=device, with_test=False)
-    trial = heaviest_trial(config, data.info)
-    info = data.info
-    net = FractalBrainNet(
-        trial.model, num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size
-    )
+    trial = heaviest_trial(config, data.info.shape)
+    net = FractalBrainNet.for_images(trial.model, data.info.shape)
     steps = itertools.count()
     for _ in train(net.to(device), trial, data, stop_requested=lambda: next(steps) >= NUM_STEPS):
         pass

@@ -78,11 +78,9 @@ class Worker:
         """
         try:
             torch.manual_seed(config.seed)
-            info = self.data.info
-            shape = {"num_classes": info.num_classes, "in_channels": info.in_channels, "image_size": info.image_size}
-            yield (started := self._gate(trial, config, shape))
+            yield (started := self._gate(trial, config))
             check_limits(started, config.limits)
-            model = FractalBrainNet(config.model, **shape)
+            model = FractalBrainNet.for_images(config.model, self.data.info.shape)
             history = []
             executions: list[Execution] = []
             with curves(config, trial=trial) as write_curves:
@@ -115,14 +113,15 @@ class Worker:
         finally:
             self._free()
 
-    def _gate(self, trial: int, config: TrialConfig, shape: dict[str, int]) -> Started:
+    def _gate(self, trial: int, config: TrialConfig) -> Started:
         """What a configuration costs. Memory takes 0.2 to 0.5 s for each new network: only where it has a limit."""
-        cost = measure_cost(config.model, **shape)
+        shape = self.data.info.shape
+        cost = measure_cost(config.model, shape)
         memory_mib = None
         if config.limits.memory_mib is not None:
             dtype = choose_dtype(config.train.precision, self.device)
             batch = min(VALIDATION_BATCH, self.data.info.num_val)
-            memory_mib = estimate_memory(config, **shape, device=self.device, dtype=dtype, validation_batch=batch)
+            memory_mib = estimate_memory(config, shape, device=self.device, dtype=dtype, validation_batch=batch)
         return Started(self.number, trial, cost.num_parameters, cost.flops, memory_mib)
 
     def _free(self) -> None:

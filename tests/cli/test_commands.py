@@ -15,7 +15,7 @@ import pytest
 from optuna.storages import RDBStorage
 
 from fbsearch.config.export_file import load_export
-from fbsearch.config.study_file import StudyConfig, load_study, render_study
+from fbsearch.config.study_file import StudyConfig, load_study_file, render_study
 from fbsearch.study.database import open_storage
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import create_study
@@ -161,7 +161,7 @@ def test_init_writes_the_default_study_and_says_what_is_next(fbsearch: Fbsearch,
     assert (code, errors) == (0, "")
     assert "fbsearch validate a/study.yaml" in output
     assert (tmp_path / "a" / "study.yaml").read_text(encoding="utf-8") == render_study(StudyConfig())
-    assert load_study(tmp_path / "a" / "study.yaml") == StudyConfig()
+    assert load_study_file(tmp_path / "a" / "study.yaml") == StudyConfig()
 
 
 def test_init_over_a_file_needs_force(fbsearch: Fbsearch, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_init_over_a_file_needs_force(fbsearch: Fbsearch, tmp_path: Path) -> Non
     assert error_of(fbsearch("init", "study.yaml")) == "study.yaml: is there already; --force writes over it"
     assert path.read_text() == "mine"
     assert fbsearch("init", "study.yaml", "--force")[0] == 0
-    assert load_study(path) == StudyConfig()
+    assert load_study_file(path) == StudyConfig()
 
 
 @pytest.mark.parametrize("target", ["folder", "file/study.yaml"])

@@ -11,7 +11,7 @@ import yaml
 
 from fbsearch.config.export_file import Export, ExportedConfig, SearchCompute, Searched, dump_export, load_export
 from fbsearch.config.models import DataConfig, ModelConfig, Strict, TrainConfig
-from fbsearch.config.study_file import StudyConfig, load_study, render_study
+from fbsearch.config.study_file import StudyConfig, load_study_file, render_study
 from fbsearch.config.yaml_format import read_yaml
 from fbsearch.errors import ConfigError
 from fbsearch.files import write_whole
@@ -62,7 +62,7 @@ def errors(folder: Path, text: str) -> list[str]:
     """What is said of a study file, a line for each error, each without the file's name that it begins with."""
     path = write(folder, text)
     with pytest.raises(ConfigError) as caught:
-        load_study(path)
+        load_study_file(path)
     lines = str(caught.value).splitlines()
     assert all(line.startswith(f"{path}:") for line in lines)
     return [line.removeprefix(f"{path}:").strip() for line in lines]
@@ -72,14 +72,14 @@ def errors(folder: Path, text: str) -> list[str]:
 
 
 def test_study_file_of_the_contract_is_the_default_study(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, CONTRACT))
+    study = load_study_file(write(tmp_path, CONTRACT))
     assert study.data.image_size == 8
     own_size = study.data.model_copy(update={"image_size": None})
     assert study.model_copy(update={"data": own_size}) == StudyConfig()
 
 
 def test_study_file_with_one_key_keeps_the_other_defaults(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, "train: {epochs: 3}"))
+    study = load_study_file(write(tmp_path, "train: {epochs: 3}"))
     assert study == StudyConfig(train=TrainConfig(epochs=3))
 
 
@@ -89,16 +89,16 @@ def test_committed_studies_are_there() -> None:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_committed_study_can_be_loaded(path: Path) -> None:
-    study = load_study(path)
+    study = load_study_file(path)
     assert all(trial.data == study.data for trial in study.corners())
 
 
 def test_committed_digits_is_the_default_study() -> None:
-    assert load_study(Path(__file__).parents[2] / "studies" / "digits.yaml") == StudyConfig()
+    assert load_study_file(Path(__file__).parents[2] / "studies" / "digits.yaml") == StudyConfig()
 
 
 def test_render_study_of_the_default_can_be_loaded(tmp_path: Path) -> None:
-    assert load_study(write(tmp_path, render_study(StudyConfig()))) == StudyConfig()
+    assert load_study_file(write(tmp_path, render_study(StudyConfig()))) == StudyConfig()
 
 
 def test_render_study_of_every_kind_of_value_can_be_loaded(tmp_path: Path) -> None:
@@ -116,13 +116,13 @@ def test_render_study_of_every_kind_of_value_can_be_loaded(tmp_path: Path) -> No
             },
         }
     )
-    again = load_study(write(tmp_path, render_study(study)))
+    again = load_study_file(write(tmp_path, render_study(study)))
     assert again.model_dump(mode="json") == study.model_dump(mode="json")
 
 
 def test_render_study_of_a_range_from_0_can_be_loaded(tmp_path: Path) -> None:
     study = StudyConfig.model_validate({"space": {"model.dropout": {"low": 0, "high": 0.5}}})
-    assert load_study(write(tmp_path, render_study(study))) == study
+    assert load_study_file(write(tmp_path, render_study(study))) == study
 
 
 def test_render_study_shows_every_key_with_a_comment() -> None:
@@ -137,7 +137,7 @@ def test_render_study_shows_every_key_with_a_comment() -> None:
 
 def test_study_file_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
     text = "train: {learning_rate: 1e-3}\nspace: {train.weight_decay: {low: 1E-6, high: 5.e-2, log: true}}"
-    study = load_study(write(tmp_path, text))
+    study = load_study_file(write(tmp_path, text))
     assert study.train.learning_rate == 0.001
     assert study.space["train.weight_decay"].model_dump()["low"] == 1e-6
     assert read_yaml(write(tmp_path, "{a: -2e+3, b: 1e3x, c: e3}"), maker="fbsearch init") == {
@@ -233,7 +233,7 @@ def test_study_file_range_that_is_no_number_is_one_error(tmp_path: Path, low: st
 def test_study_file_absent_names_init(tmp_path: Path) -> None:
     path = tmp_path / "none.yaml"
     with pytest.raises(ConfigError) as caught:
-        load_study(path)
+        load_study_file(path)
     assert str(caught.value) == f"{path}: no such file; `fbsearch init {path}` writes one"
 
 
@@ -282,12 +282,12 @@ def test_study_file_that_is_no_text_is_an_error(tmp_path: Path, content: bytes) 
     path = tmp_path / "study.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=f"{path}: "):
-        load_study(path)
+        load_study_file(path)
 
 
 def test_study_file_that_is_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read.*directory"):
-        load_study(tmp_path)
+        load_study_file(tmp_path)
 
 
 # From a study to its trials.
@@ -529,17 +529,17 @@ def test_load_study_limits_that_cannot_be(tmp_path: Path, limits: str, problem: 
     path = tmp_path / "s.yaml"
     path.write_text(f"search: {{limits: {limits}}}\n")
     with pytest.raises(ConfigError) as caught:
-        load_study(path)
+        load_study_file(path)
     assert problem in str(caught.value)
 
 
 def test_render_study_limits_are_shown_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("search: {limits: {parameters: 50000, memory_mib: 512.5}}\n")
-    config = load_study(path)
+    config = load_study_file(path)
     assert "limits: {parameters: 50000, flops: null, memory_mib: 512.5}" in render_study(config)
     path.write_text(render_study(config))
-    assert load_study(path) == config
+    assert load_study_file(path) == config
     trial = next(config.corners())
     assert trial.limits.excess({"parameters": 100_000, "flops": 7, "memory_mib": 512.5}) == {
         "parameters": 1.0, "memory_mib": 0.0,

@@ -1,5 +1,6 @@
 """Data sets: what is split, counted and put on the device, on scikit-learn's digits and torchvision's own formats."""
 
+import dataclasses
 import hashlib
 import pickle
 import struct
@@ -18,6 +19,7 @@ from fbsearch.config.models import DataConfig
 from fbsearch.data.dataset import Dataset, Split, batches, count_batches, load_dataset
 from fbsearch.data.sources import peek_shape
 from fbsearch.errors import DataError
+from fbsearch.messages import ImageShape
 
 
 def folder_config(root, **fields):
@@ -191,14 +193,10 @@ def test_batches_order_comes_from_the_generator():
 # -------------------------------------------------------------------------------------------------------------- peeking
 
 
-def peeked(info) -> dict[str, int]:
-    return {"num_classes": info.num_classes, "in_channels": info.in_channels, "image_size": info.image_size}
-
-
 @pytest.mark.parametrize("image_size", [None, 20])
 def test_peek_agrees_with_loading_digits(image_size):
     config = DataConfig(image_size=image_size)
-    assert peek_shape(config) == peeked(load_dataset(config).info)
+    assert peek_shape(config) == load_dataset(config).info.shape
 
 
 @pytest.mark.parametrize("image_size", [None, 16])
@@ -206,7 +204,7 @@ def test_peek_agrees_with_loading_digits(image_size):
 def test_peek_agrees_with_loading_a_folder(make_tree, mode, image_size):
     tree = make_tree(train={"a": 3, "b": 3, "c": 2}, test={"a": 1, "b": 1, "c": 1}, mode=mode)
     config = folder_config(tree, image_size=image_size)
-    assert peek_shape(config) == peeked(load_dataset(config).info)
+    assert peek_shape(config) == load_dataset(config).info.shape
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -214,27 +212,27 @@ def test_peek_agrees_with_loading_where_the_limit_decides_the_colour(make_tree, 
     tree = make_tree(train={"a": 3, "b": 3}, mode="L")
     photos[0].resize((20, 20)).save(tree / "train" / "b" / "0001.png")
     config = folder_config(tree, limit=4, seed=seed)
-    assert peek_shape(config) == peeked(load_dataset(config).info)
+    assert peek_shape(config) == load_dataset(config).info.shape
 
 
 def test_peek_at_a_folder_reads_headers_only_and_writes_nothing(make_tree, cache):
     tree = make_tree(train={"a": 2, "b": 2}, val={"a": 1, "b": 1}, mode="L")
     for path in tree.glob("train/*/*"):
         path.write_bytes(path.read_bytes()[:-200])  # its header is whole, its pixels are not
-    assert peek_shape(folder_config(tree, image_size=None)) == {"num_classes": 2, "in_channels": 1, "image_size": 20}
+    assert peek_shape(folder_config(tree, image_size=None)) == ImageShape(num_classes=2, in_channels=1, image_size=20)
     assert not cache.exists()
 
 
 def test_peek_at_a_folder_passes_over_files_in_no_format(make_tree):
     tree = make_tree(train={"a": 2, "b": 2})
     (tree / "train" / "a" / "0000.png").write_text("no image")
-    assert peek_shape(folder_config(tree, image_size=None))["image_size"] == 20
+    assert peek_shape(folder_config(tree, image_size=None)).image_size == 20
 
 
 def test_peek_at_an_image_pillow_warns_of(make_tree):
     tree = make_tree(train={"a": 2, "b": 2}, mode="L")
     Image.new("1", (9500, 9500)).save(tree / "train" / "a" / "0000.png")
-    assert peek_shape(folder_config(tree, image_size=None))["image_size"] == 9500
+    assert peek_shape(folder_config(tree, image_size=None)).image_size == 9500
 
 
 @pytest.mark.parametrize(
@@ -280,8 +278,8 @@ def test_peek_refuses_a_folder_without_one_good_image(make_tree):
 )
 def test_peek_needs_no_files_of_torchvisions_data_sets(tmp_path, name, shape):
     root = tmp_path / "none"
-    assert tuple(peek_shape(DataConfig(name=name, root=str(root))).values()) == shape
-    assert peek_shape(DataConfig(name=name, root=str(root), image_size=40))["image_size"] == 40
+    assert dataclasses.astuple(peek_shape(DataConfig(name=name, root=str(root)))) == shape
+    assert peek_shape(DataConfig(name=name, root=str(root), image_size=40)).image_size == 40
     assert not root.exists()
 
 
@@ -324,7 +322,7 @@ def test_mnist_is_read_from_its_files(tmp_path, offline):
     digits = write_mnist(tmp_path)
     config = DataConfig(name="mnist", root=str(tmp_path))
     data = load_dataset(config)
-    assert peek_shape(config) == peeked(data.info)
+    assert peek_shape(config) == data.info.shape
     assert (data.info.num_train, data.info.num_val, data.info.num_test) == (128, 32, 160)
     assert (data.info.in_channels, data.info.image_size, data.info.num_classes) == (1, 28, 10)
     assert data.info.class_names[3] == "3 - three"
@@ -359,7 +357,7 @@ def test_cifar10_is_read_from_its_files(tmp_path, offline, monkeypatch):
     monkeypatch.setattr(CIFAR10, "meta", meta)
     config = DataConfig(name="cifar10", root=str(tmp_path), validation_share=0.25)
     data = load_dataset(config)
-    assert peek_shape(config) == peeked(data.info)
+    assert peek_shape(config) == data.info.shape
     assert (data.info.num_train, data.info.num_val, data.info.class_names) == (30, 10, tuple("abcdefghij"))
     assert np.array_equal(data.test.images_NCHW.numpy(), truth)
 
@@ -374,7 +372,7 @@ def test_svhn_is_read_from_its_files(tmp_path, offline, monkeypatch):
     monkeypatch.setattr(SVHN, "split_list", {part: ["", "svhn.mat", md5] for part in ("train", "test")})
     config = DataConfig(name="svhn", root=str(tmp_path))
     data = load_dataset(config)
-    assert peek_shape(config) == peeked(data.info)
+    assert peek_shape(config) == data.info.shape
     assert data.info.class_names == tuple("0123456789") and data.info.in_channels == 3
     assert np.array_equal(data.test.images_NCHW.permute(2, 3, 1, 0).numpy(), truth)
     assert data.test.labels_N[9] == 0

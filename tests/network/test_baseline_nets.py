@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fbsearch.messages import ImageShape
 from fbsearch.network.baselines import NetName, build_baseline_net, describe_net
 from fbsearch.training.requirements import measure_net
 
@@ -13,13 +14,14 @@ from fbsearch.training.requirements import measure_net
 @pytest.mark.parametrize("name", get_args(NetName))
 @pytest.mark.parametrize(("image_size", "in_channels"), [(8, 1), (32, 3)])
 def test_baseline_net_maps_images_to_logits(name: NetName, image_size: int, in_channels: int) -> None:
-    net = build_baseline_net(name, num_classes=7, in_channels=in_channels, image_size=image_size).eval()
+    net = build_baseline_net(name, ImageShape(num_classes=7, in_channels=in_channels, image_size=image_size)).eval()
     assert net(torch.rand(2, in_channels, image_size, image_size)).shape == (2, 7)
 
 
 def test_resnet18_is_the_published_one_but_for_its_stem() -> None:
-    net = build_baseline_net("resnet18", num_classes=10, in_channels=3, image_size=32)
-    cost = measure_net(lambda: net.to("meta"), in_channels=3, image_size=32)
+    shape = ImageShape(num_classes=10, in_channels=3, image_size=32)
+    net = build_baseline_net("resnet18", shape)
+    cost = measure_net(lambda: net.to("meta"), shape)
     # 11,173,962 is the size of the ResNet-18 for CIFAR-10 with a 3x3 stem; torchvision's 7x7 has 7,680 weights more.
     assert cost.num_parameters == 11_173_962
     assert cost.flops == pytest.approx(2 * 0.5554e9, rel=0.01)

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fbsearch.errors import ConfigError
+from fbsearch.messages import ImageShape
 from fbsearch.network.baselines import Fractal, FractalNet, Join, count_blocks
 
 
 def make_net(*, image_size: int = 8, in_channels: int = 1, **settings: float) -> FractalNet:
     torch.manual_seed(0)
-    return FractalNet(num_classes=10, in_channels=in_channels, image_size=image_size, **settings)  # type: ignore[arg-type]
+    return FractalNet(ImageShape(num_classes=10, in_channels=in_channels, image_size=image_size), **settings)  # type: ignore[arg-type]
 
 
 def chain(fractal: Fractal, column: int) -> list[nn.Module]:

@@ -13,7 +13,7 @@ import pytest
 from fbsearch.cli.app import main
 from fbsearch.config.export_file import Export, ExportedConfig, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
-from fbsearch.messages import EpochStats
+from fbsearch.messages import EpochStats, ImageShape
 from fbsearch.pictures.architecture import COLUMN_COLORS, JOIN_COLOR, draw_architecture, list_layers
 from fbsearch.pictures.training_charts import draw_confusion, draw_curves, nice_ticks
 from fbsearch.training.requirements import measure_cost
@@ -31,7 +31,7 @@ def make_config(**model: object) -> ExportedConfig:
 
 
 def layers_of(config: ExportedConfig):
-    return list_layers(config.model, num_classes=10, in_channels=3, image_size=16)
+    return list_layers(config.model, ImageShape(num_classes=10, in_channels=3, image_size=16))
 
 
 def fills(svg: str) -> list[str]:
@@ -61,7 +61,7 @@ def history_of(*losses: float, val: float = 1.0) -> list[EpochStats]:
 def test_layers_add_up_to_what_the_net_costs(model: dict[str, object]) -> None:
     config = make_config(**model)
     layers = layers_of(config)
-    cost = measure_cost(config.model, num_classes=10, in_channels=3, image_size=16)
+    cost = measure_cost(config.model, ImageShape(num_classes=10, in_channels=3, image_size=16))
     assert sum(layer.num_parameters for layer in layers) == cost.num_parameters
     assert sum(layer.flops for layer in layers) == cost.flops
     assert all(layer.flops > 0 and layer.num_parameters > 0 for layer in layers)
@@ -125,7 +125,7 @@ def test_summary_command_shows_a_table_json_and_a_drawing(
     assert (code, errors) == (0, "") and "fractal_stages.1.0" in output and str(plot.name) in output
     assert "s, rank 1" in texts(plot.read_text())
     code, output, _ = run(tmp_path / "best.yaml", "--json")
-    cost = measure_cost(config.model, num_classes=10, in_channels=3, image_size=16)
+    cost = measure_cost(config.model, ImageShape(num_classes=10, in_channels=3, image_size=16))
     found = json.loads(output)
     assert (found["num_parameters"], found["flops"]) == (cost.num_parameters, cost.flops)
     assert run(tmp_path / "best.yaml", "--rank", 2)[0] == 1

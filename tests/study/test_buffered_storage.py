@@ -9,7 +9,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.study_file import StudyConfig
-from fbsearch.study.buffered_storage import BatchingStorage
+from fbsearch.study.buffered_storage import BufferedStorage
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import create_study, flush
 
@@ -95,4 +95,4 @@ def test_batching_a_distribution_that_changed_is_refused(storage: RDBStorage) ->
     study.ask().suggest_categorical("x", [1, 2])
     with pytest.raises(ValueError, match="dynamic value space"):
         study.ask().suggest_categorical("x", [1, 2, 3])
-    assert isinstance(study._storage, BatchingStorage)
+    assert isinstance(study._storage, BufferedStorage)

@@ -19,7 +19,7 @@ from small_disk import fill, mounted
 
 from fbsearch.errors import StorageError
 from fbsearch.study.database import explain, open_storage, storage_errors
-from fbsearch.study.retrying_storage import OnWait, PatientStorage, is_passing, while_away
+from fbsearch.study.retrying_storage import OnWait, RetryingStorage, is_passing, while_away
 from fbsearch.study.study import best_trial, count_trials
 
 EPOCHS = 5
@@ -33,9 +33,9 @@ LOCK = (
 
 
 @contextlib.contextmanager
-def patient_storage(url: str, *, patience: float = 60) -> Iterator[PatientStorage]:
+def patient_storage(url: str, *, patience: float = 60) -> Iterator[RetryingStorage]:
     storage = open_storage(url, create=True, patient=True)
-    assert isinstance(storage, PatientStorage)
+    assert isinstance(storage, RetryingStorage)
     storage.patience = patience
     try:
         yield storage

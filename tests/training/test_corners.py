@@ -4,9 +4,10 @@ import pytest
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError
+from fbsearch.messages import ImageShape
 from fbsearch.training.requirements import describe_corners
 
-SHAPE = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+SHAPE = ImageShape(num_classes=10, in_channels=1, image_size=8)
 
 
 def make_config(**limits: float) -> StudyConfig:
@@ -23,12 +24,12 @@ def make_config(**limits: float) -> StudyConfig:
 
 
 def test_describe_corners_without_limits_is_one_line() -> None:
-    (line,) = describe_corners(make_config(), **SHAPE)
+    (line,) = describe_corners(make_config(), SHAPE)
     assert line.startswith("4 corners of the space build on 1 x 8 x 8 images: ")
 
 
 def test_describe_corners_says_how_many_keep_each_limit() -> None:
-    _, parameters, memory = describe_corners(make_config(parameters=20_000, memory_mib=100.0), **SHAPE)
+    _, parameters, memory = describe_corners(make_config(parameters=20_000, memory_mib=100.0), SHAPE)
     assert parameters.startswith("search.limits.parameters 20,000: 2 of 4 corners are within, which have ")
     assert memory.startswith("search.limits.memory_mib 100: 4 of 4 corners are within, ") and "MiB" in memory
 
@@ -37,4 +38,4 @@ def test_describe_corners_says_how_many_keep_each_limit() -> None:
 def test_describe_corners_limit_that_no_corner_keeps_is_refused(limits: dict[str, float]) -> None:
     (name,) = limits
     with pytest.raises(ConfigError, match=rf"search.limits.{name} .*: 0 of 4 corners .*; raise the limit"):
-        describe_corners(make_config(**limits), **SHAPE)
+        describe_corners(make_config(**limits), SHAPE)

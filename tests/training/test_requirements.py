@@ -61,9 +61,7 @@ def estimate(config: TrialConfig, data: Dataset) -> float:
     info = data.info
     return estimate_memory(
         config,
-        num_classes=info.num_classes,
-        in_channels=info.in_channels,
-        image_size=info.image_size,
+        info.shape,
         device=CPU,
         dtype=choose_dtype(config.train.precision, CPU),
         validation_batch=info.num_val,

@@ -17,6 +17,7 @@ from fbsearch.cli.model_commands import BaselineName
 from fbsearch.config.export_file import Export, ExportedConfig, Searched, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.errors import ConfigError, TrialError
+from fbsearch.messages import ImageShape
 from fbsearch.network.model import SIZES
 from fbsearch.winners import baselines as room
 from fbsearch.winners.baselines import BASELINES, Baselines, Recipe, fit_size, paper_recipe, untuned
@@ -82,7 +83,7 @@ def test_random_search_spends_the_searchs_flops_and_no_more(tmp_path: Path) -> N
 def _flops(model: ModelConfig) -> int:
     from fbsearch.training.requirements import measure_cost
 
-    return measure_cost(model, num_classes=10, in_channels=1, image_size=8).flops
+    return measure_cost(model, ImageShape(num_classes=10, in_channels=1, image_size=8)).flops
 
 
 def test_random_search_trains_one_draw_however_small_the_budget(tmp_path: Path) -> None:
@@ -138,11 +139,13 @@ def test_random_search_of_draws_that_diverge_says_so(tmp_path: Path) -> None:
 
 
 def test_fit_size_shrinks_only_what_cannot_be_built() -> None:
-    shape = {"num_classes": 10, "in_channels": 1}
-    assert fit_size(SIZES["medium"], image_size=8, **shape) == (SIZES["medium"], "")
-    model, change = fit_size(SIZES["medium"], image_size=4, **shape)
+    def shape(image_size: int) -> ImageShape:
+        return ImageShape(num_classes=10, in_channels=1, image_size=image_size)
+
+    assert fit_size(SIZES["medium"], shape(8)) == (SIZES["medium"], "")
+    model, change = fit_size(SIZES["medium"], shape(4))
     assert (model.stem, model.fractal_levels, change) == ("auto", (2, 3, 4), ", stem auto")
-    model, change = fit_size(SIZES["medium"], image_size=2, **shape)
+    model, change = fit_size(SIZES["medium"], shape(2))
     assert (model.fractal_levels, change) == ((2, 3), ", stem auto, only 2 of 3 stages")
 
 

@@ -25,9 +25,7 @@ from fbsearch.workers.attention import MAX_SIDE, NUM_IMAGES, take_attention
 def make_net(data: Dataset) -> FractalBrainNet:
     torch.manual_seed(0)
     config = ModelConfig(fractal_levels=(1, 1), base_channels=4, pattern_resolution=8, stem="conv3")
-    info = data.info
-    shape = {"num_classes": info.num_classes, "in_channels": info.in_channels, "image_size": info.image_size}
-    return FractalBrainNet(config, **shape).train()
+    return FractalBrainNet.for_images(config, data.info.shape).train()
 
 
 @pytest.fixture

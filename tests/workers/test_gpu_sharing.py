@@ -36,7 +36,7 @@ def test_heaviest_trial_is_the_largest_net_in_the_largest_batch():
         "train.batch_size": ChoiceSpace(choices=(256, 32)),
     }
     data = DataConfig(limit=100)
-    trial = heaviest_trial(StudyConfig(data=data, space=space), load_dataset(data).info)
+    trial = heaviest_trial(StudyConfig(data=data, space=space), load_dataset(data).info.shape)
     assert (trial.model.base_channels, trial.train.batch_size) == (32, 256)
 
 
