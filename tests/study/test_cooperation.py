@@ -116,10 +116,11 @@ def test_run_two_coordinators_started_at_once_one_killed_finish_exactly_n(
     put_back = [trial for trial in trials if trial.state == TrialState.FAIL]
     assert {trial.user_attrs["failure"]["kind"] for trial in put_back} == {"interrupted"}
     for trial in put_back:
-        # Trained again, or by then answered from an equal one.
+        # Trained again, or by then answered from an equal one. The kill may come before all parameters are drawn.
         origin = trial.user_attrs.get("retry_of", trial.number)
         ended = [other for other in trials if other.state == TrialState.COMPLETE]
-        assert origin in {other.user_attrs.get("retry_of") for other in ended if other.params == trial.params}
+        equal = [other for other in ended if trial.params.items() <= other.params.items()]
+        assert origin in {other.user_attrs.get("retry_of") for other in equal}
 
 
 # In one process: two coordinators are two storages and two memberships.
