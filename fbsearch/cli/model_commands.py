@@ -266,3 +266,15 @@ def patterns(
 
     draw_patterns(output, size=size)
     print(f"{output}: the five patterns at {size} x {size}")
+
+
+@app.command("measure-memory", hidden=True)
+def measure_memory(device: str) -> None:
+    """Print the memory that the heaviest trial of a study needs on a GPU. The study is read from stdin, as JSON."""
+    import torch
+
+    from fbsearch.config.study_file import StudyConfig
+    from fbsearch.workers import probe
+
+    config = StudyConfig.model_validate_json(sys.stdin.read())
+    print(json.dumps(probe.measure_memory(config, torch.device(device))))

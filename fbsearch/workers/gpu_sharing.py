@@ -1,6 +1,6 @@
-"""How many workers share a GPU: from its free memory, what one worker is measured to use, and the CPU cores.
+"""Choose the number of workers that share a GPU, from its free memory, the use of one worker, and the CPU cores.
 
-The measurement runs in a process of its own (`probe`), so that the coordinator stays free of torch and of the GPU.
+The measurement (`probe.py`) runs in a process of its own, so that the coordinator loads no torch and holds no GPU.
 """
 
 import json
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import DeviceError
 
-# What is given out of the free memory: allocators leave holes, and the estimate is of one trial.
+# The share of the free memory that workers get: allocators leave holes, and only one trial is measured.
 USED_SHARE = 0.8
-# More small nets than this at once mostly wait for each other.
+# More workers mostly wait for each other, even with small networks.
 MAX_WORKERS_PER_GPU = 8
 
 
 @dataclass(frozen=True)
 class Use:
-    """MiB: what was free on the device before the data were loaded, and what a worker with the heaviest trial holds."""
+    """Memory of a device in MiB: free before the data are loaded, and held by a worker with the heaviest trial."""
 
     free_mib: float
     worker_mib: float
 
 
 def choose_workers_per_gpu(use: Use, *, num_cores: int, num_gpus: int) -> int:
-    """The largest number of workers whose heaviest trials fit together and for each of which there is a core.
+    """Return the largest number of workers that have a core each and whose heaviest trials fit together.
 
     At least 1: a trial that does not fit alone fails with its own message.
     """
@@ -37,16 +37,16 @@ def choose_workers_per_gpu(use: Use, *, num_cores: int, num_gpus: int) -> int:
 def measure_use(config: StudyConfig, device: str) -> Use:
     """Train the heaviest corner of the study's space for a few steps on `device`, in a process of its own.
 
-    DeviceError with the process's last words where that fails.
+    DeviceError with the last line of the process's error output if that fails.
     """
-    probe = subprocess.run(
-        [sys.executable, "-m", "fbsearch.workers.probe", device],
+    measured = subprocess.run(
+        [sys.executable, "-m", "fbsearch", "measure-memory", device],
         input=config.model_dump_json(),
         capture_output=True,
         text=True,
         check=False,
     )
-    if probe.returncode != 0:
-        reason = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+    if measured.returncode != 0:
+        reason = (measured.stderr.strip().splitlines() or [f"exit code {measured.returncode}"])[-1]
         raise DeviceError(f"--workers-per-gpu auto: measuring a trial on {device} failed: {reason}; write a number")
-    return Use(**json.loads(probe.stdout.splitlines()[-1]))
+    return Use(**json.loads(measured.stdout.splitlines()[-1]))
