@@ -6,6 +6,7 @@ One thread for torch in every test and every process a test starts: on shared co
 import gc
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from fbsearch.workers.ray import RayExecutor
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Where a shell started pytest in the background, Ctrl-C is ignored, and every process that a test starts inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example takes as long as the other programs on the machine let it.
 hypothesis.settings.register_profile("fbsearch", deadline=None)
