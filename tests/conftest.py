@@ -99,11 +99,12 @@ def make_ray(ray_cluster: "Cluster") -> "Iterator[Callable[..., RayExecutor]]":
     """Make an executor on that cluster: `make_ray(DATA, num_workers=2)`. Its `close` disconnects."""
     import ray
 
-    from fbsearch.workers.ray import QUIET, RayExecutor
+    from fbsearch.workers.ray import RayExecutor
+    from fbsearch.workers.ray_cluster import QUIET
 
-    def make(data: "DataConfig", *, num_workers: int = 1) -> "RayExecutor":
+    def make(data: "DataConfig", *, num_workers: int = 1, **options: float) -> "RayExecutor":
         ray.init(ray_cluster.address, **QUIET)
-        return RayExecutor(data, num_workers=num_workers, num_gpus=0)
+        return RayExecutor(data, num_workers=num_workers, num_gpus=0, **options)
 
     yield make
     ray.shutdown()

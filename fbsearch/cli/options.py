@@ -69,7 +69,7 @@ def choose_executor(
             raise typer.BadParameter("0 is inside this process, which is not with --ray", param_hint="--workers")
         if workers_per_gpu != "1":
             raise typer.BadParameter("with --ray, --gpus-per-worker says it", param_hint="--workers-per-gpu")
-        from fbsearch.workers.ray import make_ray_executor
+        from fbsearch.workers.ray_cluster import make_ray_executor
 
         print(f"connecting to Ray ({ray}) ...", file=sys.stderr, flush=True)
         return make_ray_executor(

@@ -23,8 +23,8 @@ from fbsearch.messages import CannotStart, Epoch, Event, Notice, Ready, Started,
 from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
 from fbsearch.study.study import create_study
-from fbsearch.workers import ray as ray_executor
-from fbsearch.workers.ray import RayExecutor, make_ray_executor, plan
+from fbsearch.workers.ray import RayExecutor
+from fbsearch.workers.ray_cluster import make_ray_executor, plan
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -81,10 +81,9 @@ def wait_until(done: Callable[[], bool], seconds: float = 180) -> None:
 
 @pytest.mark.slow
 def test_ray_with_too_little_room_runs_what_fits_and_fills_the_place_of_the_dead(
-    make_ray: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
+    make_ray: Callable[..., RayExecutor],
 ) -> None:
-    monkeypatch.setattr(ray_executor, "SECONDS_TO_PLACE", 1)
-    executor = make_ray(DATA, num_workers=2)
+    executor = make_ray(DATA, num_workers=2, seconds_to_place=1)
     executor.start()
     events = collect(executor, lambda e: isinstance(e, Notice) and "1 of 2 workers wait" in e.text)
     if not any(isinstance(event, Ready) for event in events):
