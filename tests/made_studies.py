@@ -1,7 +1,10 @@
 """Studies as a search leaves them, made without training: for what reads studies."""
 
+import contextlib
 import datetime
 import math
+import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,18 +35,42 @@ SPACE: dict[str, BaseDistribution] = {
     "train.learning_rate": FloatDistribution(0.003, 0.05, log=True),
 }
 START = datetime.datetime(2026, 11, 20, 9)
+_MADE: dict[tuple[int, int, str, str], sqlite3.Connection] = {}
 
 
 def make_study(
     storage: RDBStorage, count: int, *, epochs: int = 8, name: str = "digits", dataset: dict[str, Any] | None = None
 ) -> optuna.Study:
-    """A default study with `count` trials, two thirds of them pruned; base channels matter most, the pattern not."""
+    """A default study with `count` trials, two thirds of them pruned; base channels matter most, the pattern not.
+
+    Into an empty SQLite database the second study of the same arguments is copied: Optuna needs 25 ms for each trial.
+    """
     config = StudyConfig(name=name, train=TrainConfig(epochs=epochs))
+    is_new = storage.engine.dialect.name == "sqlite" and storage.get_all_studies() == []
+    arguments = (count, epochs, name, repr(dataset))
+    if is_new and arguments in _MADE:
+        with _connection(storage) as database:
+            _MADE[arguments].backup(database)
+        return create_study(storage, config)
     study = create_study(storage, config)
     study.set_user_attr("dataset", DATASET if dataset is None else dataset)
     rng = np.random.default_rng(0)
     study.add_trials(make_trial(config, rng, number) for number in range(count))
+    if is_new:
+        _MADE[arguments] = sqlite3.connect(":memory:")
+        with _connection(storage) as database:
+            database.backup(_MADE[arguments])
     return study
+
+
+@contextlib.contextmanager
+def _connection(storage: RDBStorage) -> Iterator[sqlite3.Connection]:
+    pooled = storage.engine.raw_connection()
+    try:
+        assert isinstance(pooled.driver_connection, sqlite3.Connection)
+        yield pooled.driver_connection
+    finally:
+        pooled.close()
 
 
 def make_trial(config: StudyConfig, rng: np.random.Generator, number: int) -> FrozenTrial:
