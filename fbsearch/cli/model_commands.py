@@ -128,16 +128,17 @@ def train(
     console = Console(stderr=as_json)
     folder = runs.study_folder(output, exported.study)
     rows = results.summarize(folder)
-    content: dict[str, Any] = {"study": exported.study, "folder": str(folder), "configs": rows}
+    content: dict[str, Any] = {"study": exported.study, "folder": str(folder), "configs": [row.row() for row in rows]}
     if not as_json:
         print_summary(console, rows)
     if names:
         from fbsearch.winners import comparison
 
-        content["comparison"] = comparison.compare(winners, outcomes, recipe=baseline_recipe)
-        comparison.write_comparison(folder, content["comparison"])
+        compared = comparison.compare(winners, outcomes, recipe=baseline_recipe)
+        comparison.write_comparison(folder, compared)
+        content["comparison"] = compared.model_dump()
         if not as_json:
-            print_comparison(console, content["comparison"])
+            print_comparison(console, compared)
     if as_json:
         print(json.dumps(content))
     else:

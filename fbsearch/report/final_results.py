@@ -8,74 +8,18 @@ import html
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from fbsearch.errors import ConfigError
 from fbsearch.report.statistics import ranked
 from fbsearch.report.style import BEST, COMPLETE, NEUTRAL, PRUNED, figure_of
+from fbsearch.winners.records import COMPARISON_NAME, SUMMARY_NAME, Comparison, Competitor, Retraining, read_record
 
-ScoredOn = Literal["test", "validation"]
-
-
-class _Stored(BaseModel):
-    """What another version of fbsearch adds is let through."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class SeedResult(_Stored):
-    """One training of a configuration; accuracy in [0, 1]."""
-
-    seed: int
-    accuracy: float = Field(ge=0, le=1)
-
-
-class Retraining(_Stored):
-    """One configuration of the search, trained at full budget with several seeds; what `fbsearch train` summarizes."""
-
-    rank: int
-    trial: int
-    search_value: float
-    scored_on: ScoredOn
-    num_seeds: int
-    accuracy_mean: float = Field(ge=0, le=1)
-    accuracy_std: float | None = Field(ge=0)
-    num_parameters: int
-    epochs: int
-    seconds_mean: float
-    results: list[SeedResult]
-
-
-class Competitor(_Stored):
-    """One of the search's best or a baseline. Of one that could not be trained `failure` says why."""
-
-    name: str
-    kind: Literal["winner", "baseline"]
-    accuracy_mean: float | None = None
-    accuracy_std: float | None = None
-    num_seeds: int = 0
-    num_parameters: int | None = None
-    flops: int | None = None
-    images_per_second_mean: float | None = None
-    seconds_mean: float | None = None
-    verdict: str = ""
-    note: str = ""
-    failure: str | None = None
-
-
-class Comparison(_Stored):
-    """The search's best beside baselines: same data, same trainer."""
-
-    format: Literal["fbsearch-comparison/1"]
-    scored_on: ScoredOn
-    epochs: int
-    num_seeds: int
-    recipe: str
-    rows: list[Competitor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,29 +40,23 @@ def read_retrained(folder: Path, frame: pd.DataFrame) -> Retrained:
     """Read what is in a study's folder; `frame` are the study's trials, of which the trainings must be."""
     damaged: list[str] = []
 
-    def read(name: str, kind: Any) -> Any:
-        path = folder / name
+    def read(name: str, kind: type[T]) -> T | None:
         try:
-            return TypeAdapter(kind).validate_json(path.read_bytes())
-        except FileNotFoundError:
+            return read_record(folder / name, kind, way_out="it is left out")
+        except ConfigError as error:
+            damaged.append(str(error))
             return None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            damaged.append(f"{path}: cannot be read ({f'{where}: ' if where else ''}{first['msg']}); it is left out")
-        except OSError as error:
-            damaged.append(f"{path}: cannot be read ({error.strerror}); it is left out")
-        return None
 
     known = []
-    for one in read("summary.json", list[Retraining]) or []:
+    for one in read(SUMMARY_NAME, list[Retraining]) or []:
         value = frame["value"][(frame["trial"] == one.trial) & (frame["state"] == "complete")]
         if len(value) and math.isclose(value.item(), one.search_value):
             known.append(one)
         else:
-            path = folder / "summary.json"
-            damaged.append(f"{path}: rank {one.rank}, trial {one.trial} is of another search; it is left out")
-    return Retrained(known, read("comparison.json", Comparison), damaged)
+            damaged.append(
+                f"{folder / SUMMARY_NAME}: rank {one.rank}, trial {one.trial} is of another search; it is left out"
+            )
+    return Retrained(known, read(COMPARISON_NAME, Comparison), damaged)
 
 
 def plot_trainings(trainings: list[Retraining]) -> go.Figure:

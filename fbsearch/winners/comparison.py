@@ -1,134 +1,132 @@
-"""What a search's result is worth: its scores beside the baselines', and which differences are larger than the noise.
+"""Compare a search's best configurations with baselines, and tell differences from noise.
 
-The rule (`judge`): two configurations differ where the 95% interval of the difference of their mean accuracies leaves
-out 0. The interval's two parts add as squares: Welch's t interval over the seeds, and the sampling error of the
-images both were scored on, binomial for each. Must not know how anything was trained.
+`judge` calls two configurations different where the 95% interval of the difference of their mean accuracies leaves
+out 0. The interval's two parts add as squares: Welch's t interval over the seeds, and the binomial sampling error of
+the images that both were scored on.
 """
 
 import itertools
-import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from scipy import stats
 
 from fbsearch.winners.checkpoint import write_bytes
-from fbsearch.winners.results import summary_row, to_csv
+from fbsearch.winners.records import (
+    COMPARISON_FORMAT,
+    COMPARISON_NAME,
+    Comparison,
+    Competitor,
+    Conditions,
+    SeedResult,
+    average_seeds,
+    to_csv,
+    to_json,
+)
 
-COMPARISON_FORMAT = "fbsearch-comparison/1"
-COMPARISON_NAME = "comparison.json"
 CONFIDENCE = 0.95
-UNKNOWN = "noise unknown"
-ROW_KEYS = (
-    "name", "kind", "accuracy_mean", "accuracy_std", "num_seeds", "num_parameters", "flops", "images_per_second_mean",
-    "seconds_mean", "verdict", "note", "failure",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A baseline with the results of its seeds (`results.read_result`), none of them where it failed."""
+    """A baseline with the results of its seeds, or with the reason why it could not be trained."""
 
     name: str
     note: str
-    results: tuple[dict[str, Any], ...] = ()
+    results: tuple[SeedResult, ...] = ()
     failure: str | None = None
 
 
-def judge(row: Mapping[str, Any], reference: Mapping[str, Any], *, num_images: int) -> str:
-    """`better`, `worse` or `no clear difference` of a row against the reference; `noise unknown` with a single seed.
+def judge(row: Competitor, reference: Competitor, *, num_images: int) -> str:
+    """Return `better`, `worse` or `no clear difference`; `noise unknown` where either has a single seed.
 
-    Both have `accuracy_mean`, `accuracy_std` (of the sample, n - 1) and `num_seeds`, and are scored on the same
-    `num_images` images. Their binomial errors are added as if they were other images: common ones make the true error
-    of a difference rather smaller, so that the verdict is rather too careful. A share of right answers is taken as
-    (right + 1) / (images + 2), so that none is certain.
+    Both are scored on the same `num_images` images. Their binomial errors are added as if the images were different:
+    common images make the true error of a difference smaller, so the verdict is cautious. The share of right answers
+    is taken as (right + 1) / (images + 2), so that no share is certain.
     """
-    if row["num_seeds"] < 2 or reference["num_seeds"] < 2:
-        return UNKNOWN
-    difference = row["accuracy_mean"] - reference["accuracy_mean"]
-    variances = [side["accuracy_std"] ** 2 / side["num_seeds"] for side in (row, reference)]
-    shares = [(side["accuracy_mean"] * num_images + 1) / (num_images + 2) for side in (row, reference)]
+    sides = [(s.accuracy_mean, s.accuracy_std, s.num_seeds) for s in (row, reference)]
+    known = [(mean, std, num) for mean, std, num in sides if mean is not None and std is not None and num > 1]
+    if len(known) < 2:
+        return "noise unknown"
+    difference = known[0][0] - known[1][0]
+    variances = [std**2 / num for _, std, num in known]
+    shares = [(mean * num_images + 1) / (num_images + 2) for mean, _, _ in known]
     images = sum(share * (1 - share) / num_images for share in shares)
     by_images = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) ** 2 * images
     by_seeds = 0.0
     if sum(variances):
         weights = [variance / sum(variances) for variance in variances]
-        terms = [weight**2 / (side["num_seeds"] - 1) for weight, side in zip(weights, (row, reference), strict=True)]
-        degrees = 1 / sum(terms)  # Welch and Satterthwaite's
+        degrees = 1 / sum(
+            w**2 / (num - 1) for w, (_, _, num) in zip(weights, known, strict=True)
+        )  # Welch-Satterthwaite
         by_seeds = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) ** 2 * sum(variances)
     if abs(difference) <= math.sqrt(by_seeds + by_images):
         return "no clear difference"
     return "better" if difference > 0 else "worse"
 
 
-def compare(winners: Sequence[dict[str, Any]], baselines: Sequence[Outcome], *, recipe: str) -> dict[str, Any]:
-    """The comparison as JSON has it: a row for each exported configuration and each baseline.
+def compare(winners: Sequence[SeedResult], baselines: Sequence[Outcome], *, recipe: str) -> Comparison:
+    """Return a row for each exported configuration and each baseline.
 
-    `winners` are the results of all seeds of all configurations, in order; the first one is the reference.
+    `winners` are the results of all seeds of all configurations, in order; the first configuration is the reference.
     """
-    groups = [list(group) for _, group in itertools.groupby(winners, key=lambda result: result["rank"])]
+    groups = [list(group) for _, group in itertools.groupby(winners, key=lambda result: result.rank)]
     first = winners[0]
-    reference = summary_row(groups[0])
-    rows = []
+    rows: list[Competitor] = []
     for results in groups:
-        note = f"trial {results[0]['trial']} of the search, {results[0]['search_value']:.2%} on its validation images"
-        rows.append(_row(f"rank {results[0]['rank']}", "winner", note, results, reference))
-    rows[0]["verdict"] = "reference"
-    for one in baselines:
-        rows.append(_row(one.name, "baseline", one.note, one.results, reference, one.failure))
-    return {
-        "format": COMPARISON_FORMAT,
-        "study": first["study"],
-        "scored_on": first["scored_on"],
-        "epochs": reference["epochs"],
-        "num_seeds": reference["num_seeds"],
-        "recipe": recipe,
-        "rule": describe_rule(rows[0], num_images=first["num_images"], scored_on=first["scored_on"]),
-        "conditions": {
-            "device": first["device"],
-            "num_threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "versions": first["versions"],
-            "num_images": first["num_images"],
-            "images_per_second": "training images a second, median over the epochs, mean over the seeds",
-        },
-        "rows": rows,
-    }
+        one = results[0]
+        note = f"trial {one.trial} of the search, {one.search_value:.2%} on its validation images"
+        rows.append(_row(f"rank {one.rank}", "winner", note, results, rows))
+    for baseline in baselines:
+        if baseline.failure is None:
+            rows.append(_row(baseline.name, "baseline", baseline.note, baseline.results, rows))
+        else:
+            rows.append(Competitor(name=baseline.name, kind="baseline", verdict="failed", failure=baseline.failure))
+    return Comparison(
+        format=COMPARISON_FORMAT,
+        study=first.study,
+        scored_on=first.scored_on,
+        epochs=max(result.epochs for result in groups[0]),
+        num_seeds=rows[0].num_seeds,
+        recipe=recipe,
+        rule=describe_rule(rows[0], num_images=first.num_images, scored_on=first.scored_on),
+        conditions=Conditions(
+            device=first.device,
+            num_threads=torch.get_num_threads(),
+            machine=platform.machine(),
+            versions=first.versions,
+            num_images=first.num_images,
+        ),
+        rows=rows,
+    )
 
 
 def _row(
-    name: str,
-    kind: str,
-    note: str,
-    results: Sequence[dict[str, Any]],
-    reference: Mapping[str, Any],
-    failure: str | None = None,
-) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(ROW_KEYS) | {
-        "name": name, "kind": kind, "num_seeds": 0, "verdict": "failed", "note": note, "failure": failure,
-    }  # fmt: skip
-    if failure is None:
-        row |= {key: value for key, value in summary_row(results).items() if key in row}
-        row["verdict"] = judge(row, reference, num_images=results[0]["num_images"])
-    return row
+    name: str, kind: Literal["winner", "baseline"], note: str, results: Sequence[SeedResult], above: list[Competitor]
+) -> Competitor:
+    """Return the row of what was trained, judged against the first of the rows above it."""
+    row = Competitor(name=name, kind=kind, note=note, verdict="reference", **average_seeds(results))
+    if not above:
+        return row
+    return row.model_copy(update={"verdict": judge(row, above[0], num_images=results[0].num_images)})
 
 
-def describe_rule(reference: Mapping[str, Any], *, num_images: int, scored_on: str) -> str:
-    """The rule of `judge` in one sentence."""
-    if reference["num_seeds"] < 2:
+def describe_rule(reference: Competitor, *, num_images: int, scored_on: str) -> str:
+    """Return the rule of `judge` in one sentence."""
+    if reference.num_seeds < 2:
         return "With one seed nobody knows how much another seed would change: --seeds 3 tells."
     return (
-        f"better, worse than {reference['name']}: the {CONFIDENCE:.0%} interval of the difference of the means leaves "
+        f"better, worse than {reference.name}: the {CONFIDENCE:.0%} interval of the difference of the means leaves "
         f"out 0 (Welch's t over the seeds, and the binomial error of {num_images:,} {scored_on} images)."
     )
 
 
-def write_comparison(folder: Path, comparison: dict[str, Any]) -> None:
+def write_comparison(folder: Path, comparison: Comparison) -> None:
     """Write `comparison.json` and its rows as `baselines.csv`. StorageError if they cannot be written."""
-    write_bytes(folder / "baselines.csv", to_csv(comparison["rows"]))
-    write_bytes(folder / COMPARISON_NAME, json.dumps(comparison, indent=1).encode())
+    write_bytes(folder / "baselines.csv", to_csv([row.model_dump() for row in comparison.rows]))
+    write_bytes(folder / COMPARISON_NAME, to_json(comparison))

@@ -27,6 +27,7 @@ from fbsearch.errors import DataError
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import choose_dtype
 from fbsearch.winners.checkpoint import TrainedModel
+from fbsearch.winners.records import ColumnScore
 
 SCORE_BATCH = 256
 PREDICT_BATCH = 64
@@ -98,16 +99,6 @@ def score(net: nn.Module, data: Dataset, split: Split, *, dtype: torch.dtype) ->
     return Scores(F.cross_entropy(logits_NK, split.labels_N).item(), counts.cpu().numpy())
 
 
-@dataclass(frozen=True)
-class ColumnScore:
-    """One column of a net as a net of its own; `depth` 0 is the whole net. `latency_ms` is of one image alone."""
-
-    depth: int
-    accuracy: float
-    latency_ms: float
-    num_parameters: int
-
-
 def score_columns(net: FractalBrainNet, data: Dataset, split: Split, *, dtype: torch.dtype) -> list[ColumnScore]:
     """Score every column and then the whole net: the anytime property of nets trained with global drop-path."""
     depths = range(1, 1 + max(net.config.fractal_levels))
@@ -115,7 +106,8 @@ def score_columns(net: FractalBrainNet, data: Dataset, split: Split, *, dtype: t
     for depth, part in [*((depth, net.column(depth)) for depth in depths), (0, net)]:
         accuracy = score(part, data, split, dtype=dtype).accuracy
         latency_ms = _latency_ms(part, data.normalise(split.images_NCHW[:1]), dtype=dtype)
-        found.append(ColumnScore(depth, accuracy, latency_ms, sum(p.numel() for p in part.parameters())))
+        num_parameters = sum(p.numel() for p in part.parameters())
+        found.append(ColumnScore(depth=depth, accuracy=accuracy, latency_ms=latency_ms, num_parameters=num_parameters))
     return found
 
 

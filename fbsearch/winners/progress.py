@@ -1,7 +1,6 @@
 """What a person sees while runs go on. Must not know how they are trained or what becomes of them."""
 
 import math
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -9,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from fbsearch.messages import EpochStats, Execution
 from fbsearch.training.step import describe_execution
 from fbsearch.winners.plan import Run
+from fbsearch.winners.records import SeedResult
 
 
 class View:
@@ -57,10 +57,10 @@ class View:
         if stats.epoch % max(1, epochs // 10) == 0 or stats.epoch == epochs:
             self.say(f"{run.name}: epoch {stats.epoch}/{epochs}, {text}")
 
-    def finished(self, run: Run, result: dict[str, Any], *, before: bool) -> None:
+    def finished(self, run: Run, result: SeedResult, *, before: bool) -> None:
         """A run is finished; `before`: by an earlier command."""
-        what = f"{run.name}: {result['scored_on']} accuracy {result['accuracy']:.2%}"
-        more = f"; {result['fit']}" if run.baseline is None else ""
+        what = f"{run.name}: {result.scored_on} accuracy {result.accuracy:.2%}"
+        more = f"; {result.fit}" if run.baseline is None else ""
         self.ended(what + (" (trained before)" if before else more))
 
     def ended(self, text: str) -> None:

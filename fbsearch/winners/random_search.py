@@ -5,13 +5,10 @@ the training split and judged by the validation split, as the study's trials wer
 is a file, and is not trained again. Must not know the test split, nor what the best draw is compared with.
 """
 
-import dataclasses
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,27 +23,13 @@ from fbsearch.training.requirements import Cost, measure_cost
 from fbsearch.winners.checkpoint import write_bytes
 from fbsearch.winners.plan import Run
 from fbsearch.winners.progress import View
+from fbsearch.winners.records import DRAW_FORMAT, Draw, read_record, to_json
 from fbsearch.winners.retrain import Loader, hold, prepare
 
-DRAW_FORMAT = "fbsearch-draw/1"
 # Its own seed: no sampler of a study draws from it.
 RANDOM_SEED = 20161107
 # A space whose points cannot be built is given up after so many in a row.
 MAX_UNBUILDABLE = 100
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One random configuration, trained: `val_accuracy` of its kept weights, or None and why it has none."""
-
-    number: int
-    config: TrialConfig
-    num_parameters: int
-    epochs: int
-    train_flops: int
-    seconds: float
-    val_accuracy: float | None
-    failure: str | None
 
 
 @dataclass(frozen=True)
@@ -93,8 +76,7 @@ def search_randomly(
             draw = _read(path, run, number)
             if draw is None:
                 draw = _train(run, number, cost, load=load, view=view)
-                content = {"format": DRAW_FORMAT, **dataclasses.asdict(draw), "config": trial.model_dump(mode="json")}
-                write_bytes(path, json.dumps(content, indent=1).encode())
+                write_bytes(path, to_json(draw))
             draws.append(draw)
             found = draw.failure or f"validation accuracy {draw.val_accuracy:.2%}"
             share = (spent + draw.train_flops) / budget
@@ -138,6 +120,7 @@ def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Dr
         failure = "out of memory"
     epochs = run.config.train.epochs if failure else len(history)
     return Draw(
+        format=DRAW_FORMAT,
         number=number,
         config=run.trial,
         num_parameters=cost.num_parameters,
@@ -150,17 +133,9 @@ def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Dr
 
 
 def _read(path: Path, run: Run, number: int) -> Draw | None:
-    """A draw that was trained before; None if there is none. ConfigError if the file is another draw's, or damaged."""
+    """Read a draw that was trained before; None if there is none. ConfigError if the file is another's or damaged."""
     way_out = f"delete {path.parent} to search again"
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        if content.pop("format") != DRAW_FORMAT:
-            raise ValueError(f"its format is not {DRAW_FORMAT!r}")
-        draw = Draw(**content | {"config": TrialConfig.model_validate_json(json.dumps(content["config"]))})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); {way_out}") from None
-    if draw.config != run.trial or draw.number != number:
+    draw = read_record(path, Draw, way_out=way_out)
+    if draw is not None and (draw.config != run.trial or draw.number != number):
         raise ConfigError(f"{path}: is of a random search of another space or other data; {way_out}")
     return draw

@@ -1,11 +1,6 @@
-"""What becomes of a trained network: its scores and everything written of them, one run's and all seeds' together.
+"""Write what is known of a trained network: its files, its result, the summary of all seeds."""
 
-Must not know how a run is trained, nor how scores are computed (`predict`) or pictures drawn (`charts`).
-"""
-
-import csv
 import dataclasses
-import io
 import json
 import math
 import platform
@@ -27,47 +22,54 @@ from fbsearch.training.loop import final_accuracy
 from fbsearch.winners.checkpoint import ModelCard, save_model, write_bytes
 from fbsearch.winners.plan import Run
 from fbsearch.winners.predict import Scores, score, score_columns
+from fbsearch.winners.records import (
+    RESULT_FORMAT,
+    RESULT_NAME,
+    SUMMARY_NAME,
+    ColumnScore,
+    Retraining,
+    ScoredOn,
+    SeedResult,
+    average_seeds,
+    read_record,
+    to_csv,
+    to_json,
+)
 
-RESULT_FORMAT = "fbsearch-result/1"
-RESULT_NAME = "result.json"
-# Of `judge_fit`: above this, a training error is high.
+# `judge_fit` calls a training error above this high.
 HIGH_ERROR = 0.1
-SUMMARY_COLUMNS = (
-    "rank", "trial", "search_value", "scored_on", "num_seeds", "accuracy_mean", "accuracy_std", "accuracy_min",
-    "accuracy_max", "num_parameters", "flops", "epochs", "seconds_mean", "images_per_second_mean",
-)  # fmt: skip
 
 
-def finish(run: Run, data: Dataset, net: nn.Module, history: list[EpochStats]) -> dict[str, Any]:
-    """Score a trained network and write all that is known of it; `result.json` last.
+def finish(run: Run, data: Dataset, net: nn.Module, history: list[EpochStats]) -> SeedResult:
+    """Score a trained network on the test split and write its files, `result.json` last.
 
-    A baseline's weights are not kept: it is there to be compared with.
+    Without a test split the validation split gives the score. The weights of baselines are not kept.
     """
     config, folder, names = run.config, run.folder, data.info.class_names
     split = data.test or data.val
     dtype = choose_dtype(config.train.precision, split.labels_N.device)
     scores = score(net, data, split, dtype=dtype)
-    columns = []
+    columns: list[ColumnScore] = []
     if isinstance(net, FractalBrainNet) and config.model.drop_path in ("global", "mixed"):
-        columns = [dataclasses.asdict(column) for column in score_columns(net, data, split, dtype=dtype)]
+        columns = score_columns(net, data, split, dtype=dtype)
     if run.baseline is None:
         _save(run, data, net)
-    result = _result(run, data, history, scores) | {"columns": columns}
+    result = _result(run, data, history, scores, columns)
     classes = [{"class": name, **dataclasses.asdict(one)} for name, one in zip(names, scores.classes(), strict=True)]
     rows = zip(names, scores.confusion_KK.tolist(), strict=True)
     confusion = [dict(zip(["is / said", *names], [name, *row_K], strict=True)) for name, row_K in rows]
     title = f"{run.study}, {run.name}"
-    said = f"{title}: {scores.accuracy:.2%} of {scores.num_images} {result['scored_on']} images"
+    said = f"{title}: {scores.accuracy:.2%} of {scores.num_images} {result.scored_on} images"
     texts = {
         "classes.csv": to_csv(classes),
         "confusion.csv": to_csv(confusion),
         "confusion.svg": charts.draw_confusion(scores.confusion_KK, names, title=said).encode(),
-        "curves.svg": charts.draw_curves(history, title=title, caption=result["fit"]).encode(),
+        "curves.svg": charts.draw_curves(history, title=title, caption=result.fit).encode(),
         "metrics.csv": to_csv([dataclasses.asdict(stats) for stats in history]),
     }
     if columns:
-        texts["columns.csv"] = to_csv(columns)
-    texts[RESULT_NAME] = json.dumps(result, indent=1).encode()
+        texts["columns.csv"] = to_csv([column.model_dump() for column in columns])
+    texts[RESULT_NAME] = to_json(result)
     for name, content in texts.items():
         write_bytes(folder / name, content)
     return result
@@ -80,32 +82,35 @@ def _save(run: Run, data: Dataset, net: nn.Module) -> None:
     save_model(run.folder, net, ModelCard(**(dict(run.config) | means | more)))
 
 
-def _result(run: Run, data: Dataset, history: list[EpochStats], scores: Scores) -> dict[str, Any]:
+def _result(
+    run: Run, data: Dataset, history: list[EpochStats], scores: Scores, columns: list[ColumnScore]
+) -> SeedResult:
     config = run.config
-    of_the_search = run.baseline is None
-    scored_on = "test" if data.test else "validation"
-    return {
-        "format": RESULT_FORMAT,
-        "study": run.study,
-        "baseline": run.baseline,
-        "rank": config.rank if of_the_search else None,
-        "trial": config.trial if of_the_search else None,
-        "search_value": config.value if of_the_search else None,
-        "seed": config.seed,
-        "scored_on": scored_on,
-        "accuracy": scores.accuracy,
-        "loss": scores.loss,
-        "num_images": scores.num_images,
-        "val_accuracy": final_accuracy(history, config.train) if run.keep_validation else None,
-        "epochs": len(history),
-        "seconds": sum(stats.seconds for stats in history),
-        "images_per_second": statistics.median(stats.images_per_second for stats in history),
+    is_winner = run.baseline is None
+    scored_on: ScoredOn = "test" if data.test else "validation"
+    return SeedResult(
+        format=RESULT_FORMAT,
+        study=run.study,
+        baseline=run.baseline,
+        rank=config.rank if is_winner else None,
+        trial=config.trial if is_winner else None,
+        search_value=config.value if is_winner else None,
+        seed=config.seed,
+        scored_on=scored_on,
+        accuracy=scores.accuracy,
+        loss=scores.loss,
+        num_images=scores.num_images,
+        val_accuracy=final_accuracy(history, config.train) if run.keep_validation else None,
+        epochs=len(history),
+        seconds=sum(stats.seconds for stats in history),
+        images_per_second=statistics.median(stats.images_per_second for stats in history),
         **dataclasses.asdict(run.cost()),
-        "fit": judge_fit(history, num_val=data.info.num_val, score=scores.accuracy, scored_on=scored_on),
-        "device": str(data.train.labels_N.device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "settings": run.settings(),
-    }
+        fit=judge_fit(history, num_val=data.info.num_val, score=scores.accuracy, scored_on=scored_on),
+        device=str(data.train.labels_N.device),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+        settings=run.settings(),
+        columns=columns,
+    )
 
 
 def judge_fit(history: Sequence[EpochStats], *, num_val: int, score: float, scored_on: str) -> str:
@@ -137,23 +142,21 @@ def judge_fit(history: Sequence[EpochStats], *, num_val: int, score: float, scor
     return f"no overfitting and no underfitting: {gap}; {lowest}, and did not clearly rise"
 
 
-def read_result(run: Run) -> dict[str, Any] | None:
-    """The result of a finished run; None if it is not finished. ConfigError if it is another run's, or no result."""
+def read_result(run: Run) -> SeedResult | None:
+    """Read the result of a finished run; None if it is not finished. ConfigError if it is damaged or another run's."""
     path = run.folder / RESULT_NAME
-    try:
-        result: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); delete {run.folder} to train it again") from None
-    if not isinstance(result, dict) or result.get("format") != RESULT_FORMAT:
-        raise ConfigError(f"{path}: is no result that this fbsearch reads; delete {run.folder} to train it again")
-    compare_settings(run, result["settings"], path)
+    result = _read(path)
+    if result is not None:
+        compare_settings(run, result.settings, path)
     return result
 
 
+def _read(path: Path) -> SeedResult | None:
+    return read_record(path, SeedResult, way_out=f"delete {path.parent} to train it again")
+
+
 def compare_settings(run: Run, found: dict[str, Any], path: Path) -> None:
-    """ConfigError that lists what differs between a run and what its folder holds."""
+    """Raise a ConfigError that lists the differences between the settings of a run and those in its folder."""
     wanted = _flatten(run.settings())
     before = _flatten(found)
     names = [name for name in wanted | before if wanted.get(name) != before.get(name)]
@@ -172,48 +175,27 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def summarize(folder: Path) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds of each configuration from the results under a study's folder.
+def summarize(folder: Path) -> list[Retraining]:
+    """Combine the results of all seeds under a study's folder and write them as summary.json and summary.csv.
 
-    Written there as summary.csv and summary.json, one row a rank and trial (a study that went on may have exported
-    another trial as the same rank); returned. Deviations are of the sample (n - 1), None
-    for a single seed.
+    There is a row for each rank and trial: a study that went on may have exported another trial as the same rank.
     """
-    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    found: dict[tuple[int, int], list[SeedResult]] = {}
     for path in sorted(folder.glob(f"rank-*/seed-*/{RESULT_NAME}")):
-        try:
-            result = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ConfigError(f"{path}: cannot be read ({error}); delete {path.parent} to train it again") from None
-        found.setdefault((result["rank"], result["trial"]), []).append(result)
-    rows = [summary_row(found[key]) for key in sorted(found)]
-    write_bytes(folder / "summary.csv", to_csv(rows))
-    content = [row | {"results": found[row["rank"], row["trial"]]} for row in rows]
-    write_bytes(folder / "summary.json", json.dumps(content, indent=1).encode())
+        result = _read(path)
+        if result is not None and result.rank is not None and result.trial is not None:
+            found.setdefault((result.rank, result.trial), []).append(result)
+    rows = [
+        Retraining(
+            rank=rank,
+            trial=trial,
+            search_value=results[0].search_value,
+            scored_on=results[0].scored_on,
+            **average_seeds(results),
+            results=results,
+        )
+        for (rank, trial), results in sorted(found.items())
+    ]
+    write_bytes(folder / "summary.csv", to_csv([row.row() for row in rows]))
+    write_bytes(folder / SUMMARY_NAME, to_json(rows))
     return rows
-
-
-def summary_row(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The results of all seeds of one configuration as one row."""
-    accuracies = [result["accuracy"] for result in results]
-    values = results[0] | {
-        "num_seeds": len(results),
-        "accuracy_mean": statistics.mean(accuracies),
-        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "accuracy_min": min(accuracies),
-        "accuracy_max": max(accuracies),
-        "epochs": max(result["epochs"] for result in results),
-        "seconds_mean": statistics.mean(result["seconds"] for result in results),
-        "images_per_second_mean": statistics.mean(result["images_per_second"] for result in results),
-    }
-    return {name: values[name] for name in SUMMARY_COLUMNS}
-
-
-def to_csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    """A table with a head; what is not a number becomes an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()})
-    return text.getvalue().encode(errors="backslashreplace")

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -28,7 +27,8 @@ from fbsearch.training.loop import TrainState, train
 from fbsearch.winners.checkpoint import check_weights, load_state, save_state, write_bytes
 from fbsearch.winners.plan import Run
 from fbsearch.winners.progress import View
-from fbsearch.winners.results import compare_settings, finish, read_result, to_csv
+from fbsearch.winners.records import SeedResult, to_csv
+from fbsearch.winners.results import compare_settings, finish, read_result
 
 STATE_NAME = "training.pt"
 
@@ -52,7 +52,7 @@ class Loader:
         return self._newest[1]
 
 
-def retrain(runs: Sequence[Run], *, load: Loader, view: View, team: Team | None = None) -> list[dict[str, Any]]:
+def retrain(runs: Sequence[Run], *, load: Loader, view: View, team: Team | None = None) -> list[SeedResult]:
     """Train every run that has no result yet; returns all results, in order; of a `team`, in rank 0 alone.
 
     Raises what the user can mend as FbsearchError: a folder with a run of other settings, damaged states, data that
@@ -66,10 +66,9 @@ def retrain(runs: Sequence[Run], *, load: Loader, view: View, team: Team | None 
             before = result is not None
             if result is None:
                 result = _run(run, prepare(load(run.config.data), run), view=view, team=team)
-            if not team.leads:
-                continue
-            view.finished(run, result, before=before)
-            results.append(result)
+            if result is not None and team.leads:
+                view.finished(run, result, before=before)
+                results.append(result)
     return results
 
 
@@ -99,7 +98,7 @@ def prepare(data: Dataset, run: Run) -> Dataset:
     return dataclasses.replace(data, info=merged, train=train_split, val=nothing)
 
 
-def _run(run: Run, data: Dataset, *, view: View, team: Team) -> dict[str, Any]:
+def _run(run: Run, data: Dataset, *, view: View, team: Team) -> SeedResult | None:
     """Train one run from where it stands, score it, write everything; the result, of a team in rank 0 alone."""
     device = data.train.images_NCHW.device
     torch.manual_seed(run.config.seed)
@@ -120,7 +119,7 @@ def _run(run: Run, data: Dataset, *, view: View, team: Team) -> dict[str, Any]:
     ):
         view.epoch(run, stats)
     if not team.leads:
-        return {}
+        return None
     result = finish(run, data, net, history)
     (run.folder / STATE_NAME).unlink(missing_ok=True)
     return result

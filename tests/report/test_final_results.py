@@ -33,6 +33,15 @@ def study(storage: RDBStorage) -> optuna.Study:
     return make_study(storage, 12)
 
 
+def seed_result(seed: int) -> dict[str, Any]:
+    return {
+        "format": "fbsearch-result/1", "study": "digits", "baseline": None, "rank": 1, "trial": 0, "search_value": 0.9,
+        "seed": seed, "scored_on": "test", "accuracy": 0.94 + seed / 100, "loss": 0.1, "num_images": 360,
+        "val_accuracy": None, "epochs": 30, "seconds": 75.0, "images_per_second": 2000.0, "num_parameters": 24000,
+        "flops": 2400000, "fit": "", "device": "cpu", "versions": {}, "settings": {}, "columns": [],
+    }  # fmt: skip
+
+
 def training(study: optuna.Study, **changes: Any) -> dict[str, Any]:
     """A row of summary.json as `fbsearch train` writes it, of the best trial."""
     best = study.best_trial
@@ -41,7 +50,7 @@ def training(study: optuna.Study, **changes: Any) -> dict[str, Any]:
         "accuracy_mean": 0.95, "accuracy_std": 0.01, "accuracy_min": 0.94, "accuracy_max": 0.96,
         "num_parameters": 24000, "flops": 2400000, "epochs": 30, "seconds_mean": 75.0,
         "images_per_second_mean": 2000.0,
-        "results": [{"seed": seed, "accuracy": 0.94 + seed / 100, "loss": 0.1} for seed in range(3)],
+        "results": [seed_result(seed) for seed in range(3)],
     }  # fmt: skip
     return row | changes
 
@@ -56,9 +65,10 @@ def competitor(**changes: Any) -> dict[str, Any]:
 
 
 def write_comparison(*rows: dict[str, Any], **changes: Any) -> None:
+    conditions = {"device": "cpu", "num_threads": 1, "machine": "x86_64", "versions": {}, "num_images": 360}
     content = {
         "format": "fbsearch-comparison/1", "study": "digits", "scored_on": "test", "epochs": 30, "num_seeds": 3,
-        "recipe": "same", "rows": list(rows),
+        "recipe": "same", "rule": "", "conditions": conditions, "rows": list(rows),
     }  # fmt: skip
     (FOLDER / "comparison.json").write_text(json.dumps(content | changes))
 

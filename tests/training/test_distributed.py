@@ -129,7 +129,7 @@ def test_torchrun_killed_goes_on_and_scores_like_one_process(tmp_path):
     runs = plan_runs(load_export(best), load_export(best).configs, Settings(num_seeds=1, output=tmp_path / "one"))
     (one,) = retrain(runs, load=Loader("cpu", say=print), view=View(Console(quiet=True)))
     two = json.loads(whole.with_name("result.json").read_text())
-    assert one["num_images"] == two["num_images"] == 360
+    assert one.num_images == two["num_images"] == 360
     # A difference of gradients would leave a net that guesses; seeds of so short a training differ by some points.
     assert two["accuracy"] > 0.85
-    assert abs(one["accuracy"] - two["accuracy"]) < 0.08
+    assert abs(one.accuracy - two["accuracy"]) < 0.08

@@ -179,7 +179,7 @@ def test_baselines_that_fail_fail_alone_with_their_reason(tmp_path: Path, monkey
     monkeypatch.setattr(room, "retrain", runs_out_of_memory)
     small, medium, search = made.train()
     assert medium.failure is not None and medium.failure.startswith("out of memory") and medium.results == ()
-    assert small.failure is None and small.results[0]["baseline"] == "small"
+    assert small.failure is None and small.results[0].baseline == "small"
     assert search.failure == f"{tmp_path / 'best.yaml'} has no section `search`; `fbsearch export` writes it now"
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,10 +15,11 @@ from scipy import stats
 
 from fbsearch.cli.tables import print_comparison
 from fbsearch.winners.comparison import Outcome, compare, judge, write_comparison
+from fbsearch.winners.records import Comparison, Competitor, SeedResult
 
 
-def row(mean: float, std: float | None, num_seeds: int = 3) -> dict[str, Any]:
-    return {"accuracy_mean": mean, "accuracy_std": std, "num_seeds": num_seeds}
+def row(mean: float, std: float | None, num_seeds: int = 3) -> Competitor:
+    return Competitor(name="", kind="winner", accuracy_mean=mean, accuracy_std=std, num_seeds=num_seeds)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def row(mean: float, std: float | None, num_seeds: int = 3) -> dict[str, Any]:
         (row(0.99, 0.01), row(0.1, None, 1), 360, "noise unknown"),
     ],
 )
-def test_judge_of_known_cases(ours: dict[str, Any], theirs: dict[str, Any], num_images: int, verdict: str) -> None:
+def test_judge_of_known_cases(ours: Competitor, theirs: Competitor, num_images: int, verdict: str) -> None:
     assert judge(ours, theirs, num_images=num_images) == verdict
 
 
@@ -53,20 +53,21 @@ def test_judge_is_antisymmetric_and_never_bolder_than_the_seeds_alone(
     opposite = {"better": "worse", "worse": "better"}
     assert judge(sides[1], sides[0], num_images=num_images) == opposite.get(verdict, verdict)
     assert judge(sides[0], sides[0], num_images=num_images) == "no clear difference"
-    if verdict != "no clear difference" and min(side["accuracy_std"] for side in sides) > 1e-3:
+    if verdict != "no clear difference" and min(side.accuracy_std or 0 for side in sides) > 1e-3:
         assert stats.ttest_ind(ours, theirs, equal_var=False).pvalue < 0.05
 
 
-def make_result(name: str, accuracy: float, *, rank: int | None = None) -> dict[str, Any]:
-    return {
-        "study": "digits", "baseline": None if rank else name, "rank": rank, "trial": 12, "search_value": 0.9875,
-        "scored_on": "test", "accuracy": accuracy, "num_images": 360, "num_parameters": 213_492, "flops": 11_496_672,
-        "epochs": 30, "seconds": 12.5, "images_per_second": 1234.5, "device": "cpu", "versions": {"torch": "2.15.0"},
-    }  # fmt: skip
+def make_result(name: str, accuracy: float, *, rank: int | None = None) -> SeedResult:
+    return SeedResult(
+        format="fbsearch-result/1", study="digits", baseline=None if rank else name, rank=rank, trial=12, seed=0,
+        search_value=0.9875, scored_on="test", accuracy=accuracy, loss=0.1, num_images=360, val_accuracy=None,
+        epochs=30, seconds=12.5, images_per_second=1234.5, num_parameters=213_492, flops=11_496_672, fit="",
+        device="cpu", versions={"torch": "2.15.0"}, settings={}, columns=[],
+    )  # fmt: skip
 
 
 @pytest.fixture
-def comparison() -> dict[str, Any]:
+def comparison() -> Comparison:
     winners = [make_result("", accuracy, rank=rank) for rank, mean in ((1, 0.985), (2, 0.98)) for accuracy in
                (mean - 0.001, mean + 0.001)]  # fmt: skip
     worse = tuple(make_result("resnet18", accuracy) for accuracy in (0.60, 0.61))
@@ -74,10 +75,10 @@ def comparison() -> dict[str, Any]:
     return compare(winners, baselines, recipe="same")
 
 
-def test_compare_has_the_schema_that_reports_read(comparison: dict[str, Any], tmp_path: Path) -> None:
+def test_compare_has_the_schema_that_reports_read(comparison: Comparison, tmp_path: Path) -> None:
     write_comparison(tmp_path, comparison)
     written = json.loads((tmp_path / "comparison.json").read_text())
-    assert written == comparison
+    assert written == comparison.model_dump()
     head = {key: written[key] for key in ("format", "study", "scored_on", "epochs", "num_seeds", "recipe")}
     assert head == {
         "format": "fbsearch-comparison/1", "study": "digits", "scored_on": "test", "epochs": 30, "num_seeds": 2,
@@ -97,7 +98,7 @@ def test_compare_has_the_schema_that_reports_read(comparison: dict[str, Any], tm
         assert [one["name"] for one in csv.DictReader(file)] == ["rank 1", "rank 2", "resnet18", "medium"]
 
 
-def test_print_comparison_fits_100_columns_and_says_how_it_judged(comparison: dict[str, Any]) -> None:
+def test_print_comparison_fits_100_columns_and_says_how_it_judged(comparison: Comparison) -> None:
     file = io.StringIO()
     print_comparison(Console(file=file, width=100), comparison)
     text = file.getvalue()
@@ -111,5 +112,5 @@ def test_compare_with_one_seed_says_that_the_noise_is_unknown() -> None:
     found = compare(
         [make_result("", 0.98, rank=1)], [Outcome("small", "", (make_result("small", 0.1),))], recipe="same"
     )
-    assert found["rows"][1]["verdict"] == "noise unknown" and found["rows"][1]["accuracy_std"] is None
-    assert found["rule"].startswith("With one seed")
+    assert found.rows[1].verdict == "noise unknown" and found.rows[1].accuracy_std is None
+    assert found.rule.startswith("With one seed")

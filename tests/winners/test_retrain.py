@@ -466,5 +466,5 @@ def test_summary_of_one_seed_has_no_deviation(fbsearch: Fbsearch, tmp_path: Path
     write_export(tmp_path, make_export(epochs=1))
     assert fbsearch("train", "best.yaml", "--seeds", 1, "--device", "cpu")[0] == 0
     (row,) = summarize(tmp_path / "reports" / "di_gits")
-    assert row["accuracy_std"] is None and row["num_seeds"] == 1
+    assert row.accuracy_std is None and row.num_seeds == 1
     assert yaml.safe_load((tmp_path / "reports/di_gits/rank-1/seed-7/model.yaml").read_text())["seed"] == 7
