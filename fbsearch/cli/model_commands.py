@@ -5,7 +5,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -82,19 +82,14 @@ def train(
 
     The same command goes on after the last whole epoch where one was killed; a finished seed is not trained again.
     """
-
     from fbsearch.cli.tables import print_comparison, print_next, print_summary
-    from fbsearch.config.export_file import load_export
-    from fbsearch.config.study_file import check_paths
-    from fbsearch.training import distributed
-    from fbsearch.winners import plan as runs
-    from fbsearch.winners import results
-    from fbsearch.winners.progress import View
-    from fbsearch.winners.retrain import Loader, retrain
+    from fbsearch.winners.baselines import Recipe
+    from fbsearch.winners.final_training import train_export
+    from fbsearch.winners.plan import Settings
 
     if rank is not None and top is not None:
         raise typer.BadParameter("--rank and --top cannot be used together", param_hint="--top")
-    settings = runs.Settings(
+    settings = Settings(
         num_seeds=seeds,
         epochs=epochs,
         early_stopping=early_stopping,
@@ -102,47 +97,31 @@ def train(
         keep_validation=keep_validation,
         output=output,
     )
-    exported = load_export(best)
-    for config in exported.configs if untrusted else ():
-        check_paths(best, data=config.data, train=config.train)
-    configs = runs.choose_configs(exported, best, rank=rank, top=top)
-    names = list(BaselineName) if baselines else baseline or []
-    planned = runs.plan_runs(exported, configs, settings)
-    device = distributed.own_device(device)
+    console = Console(stderr=as_json)
     try:
-        with distributed.join(device) as team, View(Console(stderr=as_json, quiet=not team.leads)) as view:
-            load = Loader(device, say=view.say)
-            winners = retrain(planned, load=load, view=view, team=team)
-            if names and team.leads:
-                from fbsearch.winners.baselines import Baselines, Recipe
-
-                recipe = Recipe(baseline_recipe)
-                outcomes = Baselines(
-                    exported, best, configs[0], settings, recipe, names=names, load=load, view=view
-                ).train()
+        found = train_export(
+            best,
+            settings,
+            rank=rank,
+            top=top,
+            baselines=list(BaselineName) if baselines else baseline or [],
+            recipe=Recipe(baseline_recipe),
+            device=device,
+            untrusted=untrusted,
+            console=console,
+        )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if not team.leads:
+    if found is None:
         return
-    console = Console(stderr=as_json)
-    folder = runs.study_folder(output, exported.study)
-    rows = results.summarize(folder)
-    content: dict[str, Any] = {"study": exported.study, "folder": str(folder), "configs": [row.row() for row in rows]}
-    if not as_json:
-        print_summary(console, rows)
-    if names:
-        from fbsearch.winners import comparison
-
-        compared = comparison.compare(winners, outcomes, recipe=baseline_recipe)
-        comparison.write_comparison(folder, compared)
-        content["comparison"] = compared.model_dump()
-        if not as_json:
-            print_comparison(console, compared)
     if as_json:
-        print(json.dumps(content))
-    else:
-        print_next(console, folder)
+        print(json.dumps(found.as_dict()))
+        return
+    print_summary(console, found.summary)
+    if found.comparison is not None:
+        print_comparison(console, found.comparison)
+    print_next(console, found.folder)
 
 
 @app.command()

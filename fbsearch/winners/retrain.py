@@ -1,14 +1,11 @@
-"""Trains exported configurations at full budget with several seeds, and scores each on the test split, once.
+"""Train runs at full budget and score each on the test split, once.
 
-A run's folder is `<output>/<study>/rank-<R>/seed-<S>`. Its state is written after every epoch, `result.json` last: the
-same command goes on after the last whole epoch, and a finished run is not repeated. Must not know Optuna, nor how
-files are written whole (`checkpoint`) or what is written of a finished run (`results`).
+The state of a run is written into its folder after every epoch, `result.json` last: a run that was killed goes on
+after the last whole epoch, and a finished run is not repeated.
 """
 
 import dataclasses
 import json
-import runpy
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -172,8 +169,3 @@ def hold(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-if __name__ == "__main__":  # `torchrun -m` starts a module, with the flags of `fbsearch train`
-    sys.argv[1:1] = ["train"]
-    runpy.run_module("fbsearch", run_name="__main__")

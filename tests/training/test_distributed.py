@@ -86,7 +86,7 @@ def test_processes_draw_other_numbers_and_the_same_again():
 
 def torchrun(folder: Path, output: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
-    command += ["fbsearch.winners.retrain", "best.yaml", "--seeds", "1", "--device", "cpu", "--output", output]
+    command += ["fbsearch", "train", "best.yaml", "--seeds", "1", "--device", "cpu", "--output", output]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

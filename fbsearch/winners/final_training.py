@@ -1,0 +1,79 @@
+"""Train the winners of a search: exported configurations at full budget, on request baselines, then the comparison."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fbsearch.config.export_file import load_export
+from fbsearch.config.study_file import check_paths
+from fbsearch.training import distributed
+from fbsearch.winners.baselines import Baselines, Recipe
+from fbsearch.winners.comparison import Outcome, compare, write_comparison
+from fbsearch.winners.plan import Settings, choose_configs, plan_runs, study_folder
+from fbsearch.winners.progress import View
+from fbsearch.winners.records import Comparison, Retraining
+from fbsearch.winners.results import summarize
+from fbsearch.winners.retrain import Loader, retrain
+
+
+@dataclass(frozen=True)
+class FinalTraining:
+    """The summary and the comparison of an export's trainings, and the folder in which they are written."""
+
+    study: str
+    folder: Path
+    summary: list[Retraining]
+    comparison: Comparison | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        content = {"study": self.study, "folder": str(self.folder), "configs": [row.row() for row in self.summary]}
+        return content if self.comparison is None else content | {"comparison": self.comparison.model_dump()}
+
+
+def train_export(
+    path: Path,
+    settings: Settings,
+    *,
+    rank: int | None,
+    top: int | None,
+    baselines: Sequence[str],
+    recipe: Recipe,
+    device: str,
+    untrusted: bool,
+    console: Console,
+) -> FinalTraining | None:
+    """Train the configuration of `rank`, or the `top` best, and the named baselines; summarize and compare.
+
+    `untrusted` refuses files outside the working directory. Progress goes to `console`. Under torchrun all processes
+    train the winners together; the others return None, rank 0 alone trains the baselines and writes.
+    Raises what the user can mend as FbsearchError.
+    """
+    export = load_export(path)
+    for config in export.configs if untrusted else ():
+        check_paths(path, data=config.data, train=config.train)
+    configs = choose_configs(export, path, rank=rank, top=top)
+    runs = plan_runs(export, configs, settings)
+    device = distributed.own_device(device)
+    outcomes: list[Outcome] = []
+    with distributed.join(device) as team:
+        console.quiet = not team.leads
+        with View(console) as view:
+            load = Loader(device, say=view.say)
+            winners = retrain(runs, load=load, view=view, team=team)
+            if not team.leads:
+                return None
+            if baselines:
+                outcomes = Baselines(
+                    export, path, configs[0], settings, recipe, names=baselines, load=load, view=view
+                ).train()
+    folder = study_folder(settings.output, export.study)
+    summary = summarize(folder)
+    comparison = None
+    if baselines:
+        comparison = compare(winners, outcomes, recipe=recipe)
+        write_comparison(folder, comparison)
+    return FinalTraining(export.study, folder, summary, comparison)
