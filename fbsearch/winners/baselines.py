@@ -24,7 +24,7 @@ from fbsearch.network.model import SIZES
 from fbsearch.training.devices import is_out_of_memory
 from fbsearch.training.requirements import measure_cost
 from fbsearch.winners.comparison import Outcome
-from fbsearch.winners.plan import Run, Settings, plan_seeds, study_folder, train_config
+from fbsearch.winners.plan import Run, RunError, Settings, plan_seeds, study_folder, train_config
 from fbsearch.winners.progress import View
 from fbsearch.winners.random_search import search_randomly
 from fbsearch.winners.retrain import Loader, retrain
@@ -70,7 +70,7 @@ class Baselines:
             runs, note = plan()
             _check(runs)
             return Outcome(name, note, tuple(retrain(runs, load=self.load, view=self.view)))
-        except TrialError as error:
+        except (RunError, TrialError) as error:
             failure = str(error)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -88,18 +88,18 @@ class Baselines:
         return train_config(self.config.train, self.settings, label=f"rank {self.config.rank}")
 
     def _runs(self, name: str, *, net: NetName | None = None, **changes: Any) -> list[Run]:
-        """The seeds of a baseline. TrialError where its settings and the flags clash: the others are not to blame."""
+        """The seeds of a baseline. RunError where its settings and the flags clash: the others are not to blame."""
         config = self.config.model_copy(update=changes)
         try:
             return plan_seeds(self.export.study, config, self.settings, baseline=name, net=net)
         except ConfigError as error:
-            raise TrialError(str(error), kind="settings") from None
+            raise RunError(str(error)) from None
 
     def _plan_net(self, name: NetName) -> tuple[list[Run], str]:
         try:
             what = describe_net(name, image_size=self.config.image_size)
         except ConfigError as error:
-            raise TrialError(str(error), kind="cannot_be_built") from None
+            raise RunError(str(error)) from None
         if name == "resnet18" or self.recipe is Recipe.SAME:
             return self._runs(name, net=name), f"{what}; trained as rank {self.config.rank}"
         runs = self._runs(name, net=name, train=paper_recipe(self._trained))
@@ -113,9 +113,9 @@ class Baselines:
     def _plan_random_search(self) -> tuple[list[Run], str]:
         search = self.export.search
         if search is None:
-            raise TrialError(f"{self.path} has no section `search`; `fbsearch export` writes it now", kind="absent")
+            raise RunError(f"{self.path} has no section `search`; `fbsearch export` writes it now")
         if not search.compute.train_flops:
-            raise TrialError(f"{self.path}: search.compute.train_flops is 0: no compute to equal", kind="absent")
+            raise RunError(f"{self.path}: search.compute.train_flops is 0: no compute to equal")
         folder = study_folder(self.settings.output, self.export.study) / "random-search"
         found = search_randomly(self.export.study, search, self.config, folder, load=self.load, view=self.view)
         best = found.best
@@ -132,11 +132,11 @@ def _count_epochs(runs: Sequence[Run]) -> str:
 
 
 def _check(runs: Sequence[Run]) -> None:
-    """TrialError where the network cannot be built for these images."""
+    """RunError where the network cannot be built for these images."""
     try:
         runs[0].cost()
     except (ConfigError, RuntimeError, ValueError) as error:
-        raise TrialError(f"cannot be built: {error}", kind="cannot_be_built") from None
+        raise RunError(f"cannot be built: {error}") from None
 
 
 def untuned(train: TrainConfig) -> TrainConfig:
@@ -173,7 +173,7 @@ def paper_recipe(train: TrainConfig) -> TrainConfig:
 def fit_size(size: ModelConfig, shape: ImageShape) -> tuple[ModelConfig, str]:
     """A documented size that images of `shape` can go through, and what was changed for it, in words.
 
-    First the stem becomes `auto`, then the last stages are left out: only what cannot be built. TrialError where
+    First the stem becomes `auto`, then the last stages are left out: only what cannot be built. RunError where
     nothing is left.
     """
     whole = size.fractal_levels
@@ -192,4 +192,4 @@ def fit_size(size: ModelConfig, shape: ImageShape) -> tuple[ModelConfig, str]:
             reason = str(error)
         else:
             return config, change
-    raise TrialError(f"cannot be built: {reason}", kind="cannot_be_built")
+    raise RunError(f"cannot be built: {reason}")

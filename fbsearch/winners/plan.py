@@ -14,16 +14,20 @@ from torch import nn
 
 from fbsearch.config.export_file import Export, ExportedConfig
 from fbsearch.config.models import TrainConfig, TrialConfig
-from fbsearch.errors import ConfigError
+from fbsearch.errors import ConfigError, FbsearchError
 from fbsearch.files import file_name
 from fbsearch.network.baselines import NetName, build_baseline_net
 from fbsearch.training.requirements import Cost, measure_net
 from fbsearch.winners.checkpoint import build_net, choose_config
 
 
+class RunError(FbsearchError):
+    """One run cannot be trained; others can."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the flags of `fbsearch train` say; None leaves a field of the exported TrainConfig as it is."""
+    """The flags of `fbsearch train`. None keeps the value of the exported TrainConfig."""
 
     num_seeds: int = 3
     epochs: int | None = None

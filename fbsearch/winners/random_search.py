@@ -21,7 +21,7 @@ from fbsearch.training.devices import is_out_of_memory
 from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.requirements import Cost, measure_cost
 from fbsearch.winners.checkpoint import write_bytes
-from fbsearch.winners.plan import Run
+from fbsearch.winners.plan import Run, RunError
 from fbsearch.winners.progress import View
 from fbsearch.winners.records import DRAW_FORMAT, Draw, read_record, to_json
 from fbsearch.winners.retrain import Loader, hold, prepare
@@ -41,10 +41,10 @@ class RandomSearch:
 
     @property
     def best(self) -> Draw:
-        """The draw of the highest validation accuracy, of equal ones the smallest. TrialError where all failed."""
+        """The draw of the highest validation accuracy, of equal ones the smallest. RunError where all failed."""
         trained = [draw for draw in self.draws if draw.failure is None]
         if not trained:
-            raise TrialError(f"none of {len(self.draws)} draws could be trained: {self.draws[0].failure}", kind="draws")
+            raise RunError(f"none of {len(self.draws)} draws could be trained: {self.draws[0].failure}")
         return max(trained, key=lambda draw: (draw.val_accuracy, -draw.num_parameters, -draw.number))
 
     @property
@@ -59,7 +59,7 @@ def search_randomly(
     """Draw and train until the next draw would cost more than is left; one at least is trained.
 
     `config` gives data and shape. Each draw is written to `folder`. ConfigError where the folder holds another
-    search's draws, TrialError (`cannot_be_built`) where nothing of the space can be built.
+    search's draws, RunError where nothing of the space can be built.
     """
     budget = search.compute.train_flops
     space = StudyConfig(data=config.data, model=search.model, train=search.train, space=search.space)
@@ -95,7 +95,7 @@ def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialC
         except ConfigError as error:
             in_a_row += 1
             if in_a_row == MAX_UNBUILDABLE:
-                raise TrialError(f"no draw of the space can be built: {error}", kind="cannot_be_built") from None
+                raise RunError(f"no draw of the space can be built: {error}") from None
             continue
         number, in_a_row = number + 1, 0
         yield trial, cost

@@ -16,13 +16,13 @@ from torch import nn
 
 from fbsearch.config.models import DataConfig
 from fbsearch.data.dataset import Dataset, Split, load_dataset
-from fbsearch.errors import ConfigError, DataError, StorageError, TrialError
+from fbsearch.errors import ConfigError, DataError, StorageError
 from fbsearch.messages import EpochStats
 from fbsearch.training.devices import choose_device, is_out_of_memory
 from fbsearch.training.distributed import Team
 from fbsearch.training.loop import TrainState, train
 from fbsearch.winners.checkpoint import check_weights, load_state, save_state, write_bytes
-from fbsearch.winners.plan import Run
+from fbsearch.winners.plan import Run, RunError
 from fbsearch.winners.progress import View
 from fbsearch.winners.records import SeedResult, to_csv
 from fbsearch.winners.results import compare_settings, finish, read_result
@@ -131,11 +131,10 @@ def _memory_named(run: Run) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         where = "the exported file" if run.baseline is None else "another recipe"
-        raise TrialError(
+        raise RunError(
             f"{run.name}: out of memory with train.batch_size {run.config.train.batch_size}; close what else uses the "
             f"device's memory, take another --device, or lower the batch size in {where}. Whole epochs are kept, and "
-            "the same command goes on after them",
-            kind="out_of_memory",
+            "the same command goes on after them"
         ) from error
 
 

@@ -16,12 +16,12 @@ from rich.console import Console
 from fbsearch.cli.model_commands import BaselineName
 from fbsearch.config.export_file import Export, ExportedConfig, Searched, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
-from fbsearch.errors import ConfigError, TrialError
+from fbsearch.errors import ConfigError
 from fbsearch.messages import ImageShape
 from fbsearch.network.model import SIZES
 from fbsearch.winners import baselines as room
 from fbsearch.winners.baselines import BASELINES, Baselines, Recipe, fit_size, paper_recipe, untuned
-from fbsearch.winners.plan import Settings
+from fbsearch.winners.plan import RunError, Settings
 from fbsearch.winners.progress import View
 from fbsearch.winners.random_search import RandomSearch, search_randomly
 from fbsearch.winners.retrain import Loader
@@ -131,7 +131,7 @@ def test_random_search_of_draws_that_diverge_says_so(tmp_path: Path) -> None:
     wild = TrainConfig(epochs=1, batch_size=8, learning_rate=1e30, schedule="constant", optimizer="sgd")
     found = random_search(export.model_copy(update={"search": search.model_copy(update={"train": wild})}), tmp_path)
     assert found.draws[0].failure is not None and found.draws[0].train_flops > 0
-    with pytest.raises(TrialError, match="none of 1 draws could be trained: the training loss is not finite"):
+    with pytest.raises(RunError, match="none of 1 draws could be trained: the training loss is not finite"):
         _ = found.best
 
 
