@@ -1,7 +1,4 @@
-"""What is to be trained at full budget: configurations, their seeds, their folders, all checked before it begins.
-
-Must not know how a run is trained (`retrain`) or shown (`progress`), nor what becomes of it (`results`).
-"""
+"""Plan the trainings at full budget: configurations, seeds and folders, all checked before the first one starts."""
 
 import json
 from collections.abc import Iterable
@@ -39,10 +36,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """One configuration with one seed. `config.train` and `config.seed` are this training's.
+    """One configuration with one seed; `config.train` and `config.seed` are those of this training.
 
-    `baseline` is the name of what an export's configurations are compared with; data and shape are then still theirs.
-    `net` says which network it is, None that it is the FractalBrainNet of `config.model`.
+    `baseline` is the name of a baseline, which has the data and shape of the configuration it is compared with.
+    `net` names another network than the FractalBrainNet of `config.model`.
     """
 
     study: str
@@ -54,33 +51,31 @@ class Run:
 
     @property
     def label(self) -> str:
-        """All seeds of the run, for people."""
+        """Return the name of all seeds of the run, for messages."""
         return f"rank {self.config.rank}" if self.baseline is None else self.baseline
 
     @property
     def name(self) -> str:
-        """The run for people."""
+        """Return the name of the run, for messages."""
         return f"{self.label}, seed {self.config.seed}"
 
     @property
     def trial(self) -> TrialConfig:
-        """What the trainer reads; of `model` nothing."""
+        """Return the configuration for the trainer, which does not read its `model`."""
         config = self.config
         return TrialConfig(data=config.data, model=config.model, train=config.train, seed=config.seed)
 
     def build(self) -> nn.Module:
-        """The network, its weights drawn from torch's global generator."""
+        """Build the network; its weights are drawn from torch's global generator."""
         config = self.config
-        if self.net is None:
-            return build_net(config)
-        return build_baseline_net(self.net, config.shape)
+        return build_net(config) if self.net is None else build_baseline_net(self.net, config.shape)
 
     def cost(self) -> Cost:
-        """Parameters and FLOPs of the network. What torch raises where it cannot be built."""
+        """Return parameters and FLOPs of the network. Raises what `build` raises where it cannot be built."""
         return measure_net(self.build, self.config.shape)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the run's numbers, as JSON has it: where it differs, it is another run."""
+        """Return all settings that change the numbers of the run, as JSON values."""
         sections = self.config.model_dump(mode="json", include={"data", "model", "train", "seed"})
         del sections["train"]["cuda_graph"]
         if self.net is not None:
@@ -89,8 +84,8 @@ class Run:
 
 
 def choose_configs(export: Export, path: Path, *, rank: int | None, top: int | None) -> tuple[ExportedConfig, ...]:
-    """The configuration of `rank` (1 by default) or the `top` best. ConfigError where the file has too few."""
-    assert rank is None or top is None, "checked by the command line"
+    """Return the configuration of `rank` (1 by default) or the `top` best. ConfigError where the file has too few."""
+    assert rank is None or top is None
     if top is None:
         return (choose_config(export, path, rank=1 if rank is None else rank),)
     if top > len(export.configs):
@@ -102,7 +97,7 @@ def choose_configs(export: Export, path: Path, *, rank: int | None, top: int | N
 
 
 def plan_runs(export: Export, configs: Iterable[ExportedConfig], settings: Settings) -> list[Run]:
-    """Every run, checked. ConfigError where settings and configuration cannot go together."""
+    """Return the runs of all seeds. ConfigError where the settings and a configuration contradict each other."""
     return [run for config in configs for run in plan_seeds(export.study, config, settings)]
 
 
@@ -114,7 +109,7 @@ def plan_seeds(
     baseline: str | None = None,
     net: NetName | None = None,
 ) -> list[Run]:
-    """The runs of one configuration, or of one baseline. ConfigError where settings and configuration clash."""
+    """Return the runs of one configuration or baseline. ConfigError where it contradicts the settings."""
     label = f"rank {config.rank}" if baseline is None else baseline
     trained = train_config(config.train, settings, label=label)
     folder = study_folder(settings.output, study) / (f"rank-{config.rank}" if baseline is None else f"baseline-{label}")
@@ -132,12 +127,12 @@ def plan_seeds(
 
 
 def study_folder(output: Path, study: str) -> Path:
-    """Where the results of a study lie."""
+    """Return the folder of a study's results."""
     return output / file_name(study)
 
 
 def train_config(config: TrainConfig, settings: Settings, *, label: str) -> TrainConfig:
-    """A training with what the flags say. ConfigError, which names `label`, where they cannot go together."""
+    """Return a TrainConfig with the flags applied. ConfigError, which names `label`, where they contradict it."""
     wanted = {"epochs": settings.epochs, "early_stopping": settings.early_stopping, "keep_best": settings.keep_best}
     values = config.model_dump() | {name: value for name, value in wanted.items() if value is not None}
     try:

@@ -1,6 +1,4 @@
-"""What a trained network says: of a whole split, with how right it is there, column by column; and of image files.
-
-Must not know how it was trained, nor where results are written.
+"""Predictions of a trained network: the scores of a split, of each column, and the classes of image files.
 
 Shapes: N images, B images of a batch, C channels, H height, W width, K classes.
 """
@@ -36,8 +34,13 @@ LATENCY_WARMUP = 5
 
 
 @torch.inference_mode()
-def answer(net: nn.Module, images_NCHW: Tensor, *, normalise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
-    """The logits of uint8 images, float32 [N, K], in eval mode; matrix products and convolutions in `dtype`."""
+def compute_logits(
+    net: nn.Module, images_NCHW: Tensor, *, normalise: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> Tensor:
+    """Return the logits of uint8 images [N, C, H, W] in eval mode, float32 [N, K].
+
+    Matrix products and convolutions are computed in `dtype`.
+    """
     net.eval()
     device = images_NCHW.device
     logits = []
@@ -52,7 +55,7 @@ def answer(net: nn.Module, images_NCHW: Tensor, *, normalise: Callable[[Tensor],
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How right the network is about one class, each in [0, 1]; 0 where there is nothing to divide by."""
+    """Precision, recall and F1 of one class in [0, 1], 0 where there is nothing to divide by; its number of images."""
 
     precision: float
     recall: float
@@ -62,9 +65,10 @@ class ClassScore:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a network says of a split. `confusion_KK` counts images: a row for each class, a column for what was said.
+    """The scores of a network on a split.
 
-    `loss` is the mean cross-entropy in nats, without label smoothing.
+    `confusion_KK` counts images, with a row for each true class and a column for each predicted one. `loss` is the mean
+    cross-entropy in nats, without label smoothing.
     """
 
     loss: float
@@ -72,27 +76,34 @@ class Scores:
 
     @property
     def num_images(self) -> int:
-        """Images of the split."""
+        """Return the number of images of the split."""
         return int(self.confusion_KK.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of the images whose class is said."""
+        """Return the share of the images that are predicted right."""
         return int(np.trace(self.confusion_KK)) / self.num_images
 
     def classes(self) -> list[ClassScore]:
-        """The scores of each class, in the order of its label."""
-        scores = []
-        for label, row_K in enumerate(self.confusion_KK):
-            right, support, said = int(row_K[label]), int(row_K.sum()), int(self.confusion_KK[:, label].sum())
-            f1 = 2 * right / (support + said) if support + said else 0.0
-            scores.append(ClassScore(right / said if said else 0.0, right / support if support else 0.0, f1, support))
-        return scores
+        """Return the scores of each class, in the order of the labels."""
+        right_K, support_K, said_K = (
+            values_K.tolist()
+            for values_K in (self.confusion_KK.diagonal(), self.confusion_KK.sum(axis=1), self.confusion_KK.sum(axis=0))
+        )
+        return [
+            ClassScore(
+                precision=right / max(said, 1),
+                recall=right / max(support, 1),
+                f1=2 * right / max(support + said, 1),
+                support=support,
+            )
+            for right, support, said in zip(right_K, support_K, said_K, strict=True)
+        ]
 
 
 def score(net: nn.Module, data: Dataset, split: Split, *, dtype: torch.dtype) -> Scores:
-    """Score a network on a split; it is left in eval mode."""
-    logits_NK = answer(net, split.images_NCHW, normalise=data.normalise, dtype=dtype)
+    """Score a network on a split and leave it in eval mode."""
+    logits_NK = compute_logits(net, split.images_NCHW, normalise=data.normalise, dtype=dtype)
     num_classes = data.info.num_classes
     pairs_N = split.labels_N * num_classes + logits_NK.argmax(dim=1)
     counts = torch.bincount(pairs_N, minlength=num_classes**2).view(num_classes, num_classes)
@@ -100,7 +111,7 @@ def score(net: nn.Module, data: Dataset, split: Split, *, dtype: torch.dtype) ->
 
 
 def score_columns(net: FractalBrainNet, data: Dataset, split: Split, *, dtype: torch.dtype) -> list[ColumnScore]:
-    """Score every column and then the whole net: the anytime property of nets trained with global drop-path."""
+    """Score every column and then the whole network (the anytime property of global drop-path)."""
     depths = range(1, 1 + max(net.config.fractal_levels))
     found = []
     for depth, part in [*((depth, net.column(depth)) for depth in depths), (0, net)]:
@@ -113,7 +124,7 @@ def score_columns(net: FractalBrainNet, data: Dataset, split: Split, *, dtype: t
 
 @torch.inference_mode()
 def _latency_ms(net: nn.Module, x_1CHW: Tensor, *, dtype: torch.dtype) -> float:
-    """Median time of one image's forward, in milliseconds."""
+    """Return the median time of one image's forward pass, in milliseconds."""
     device = x_1CHW.device
     times = []
     for _ in range(LATENCY_WARMUP + LATENCY_REPEATS):
@@ -131,14 +142,14 @@ def _latency_ms(net: nn.Module, x_1CHW: Tensor, *, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the network says of one file: classes with their probabilities, likeliest first; or why it cannot."""
+    """The prediction for one file: classes with their probabilities, the likeliest first, or an error."""
 
     path: Path
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         if self.error is not None:
             return {"image": str(self.path), "error": self.error}
         classes = [{"class": name, "probability": share} for name, share in self.classes]
@@ -146,10 +157,10 @@ class Answer:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths`, and the images under the folders among them, sorted within each.
+    """Return the files among `paths` and the images below the folders among them, sorted within each folder.
 
-    In folders, hidden files and those without an extension that Pillow reads are passed over; a path that is not there
-    stays, to be named when it is opened. Raises DataError for a folder without images.
+    In folders, hidden files and files without an extension that Pillow reads are left out. A path that does not exist
+    is kept, so that opening it names it. Raises DataError for a folder without images.
     """
     Image.init()
     extensions = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -170,10 +181,10 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict(model: TrainedModel, paths: Sequence[Path], *, top: int) -> Iterator[Answer]:
-    """The `top` likeliest classes of each file, in order; files that cannot be read get an `error`.
+    """Yield the `top` likeliest classes of each file, in order; files that cannot be read get an `error`.
 
-    An image is prepared as those of training were: upright, the largest centred square, resized to the network's size
-    (one that has this size is left as it is), grey or colour as the network was trained.
+    Images are prepared as in training: turned upright, cropped to the largest centred square, resized to the network's
+    size where they have another, converted to grey or colour.
     """
     device = next(model.net.parameters()).device
     dtype = choose_dtype(model.card.train.precision, device)
@@ -184,7 +195,7 @@ def predict(model: TrainedModel, paths: Sequence[Path], *, top: int) -> Iterator
         shares: Iterator[Tensor] = iter(())
         if readable:
             images_BCHW = torch.stack(readable).permute(0, 3, 1, 2).to(device)
-            logits_BK = answer(model.net, images_BCHW, normalise=model.normalise, dtype=dtype)
+            logits_BK = compute_logits(model.net, images_BCHW, normalise=model.normalise, dtype=dtype)
             shares = iter(logits_BK.softmax(dim=1).cpu())
         for path, image_HWC in zip(chunk, images, strict=True):
             if isinstance(image_HWC, str):
@@ -200,17 +211,17 @@ def _likeliest(shares_K: Tensor, model: TrainedModel, *, top: int) -> tuple[tupl
 
 
 def _read_image(path: Path, model: TrainedModel) -> Bytes | str:
-    """The pixels, uint8 [H, W, C] of the network's size; a text that says why not."""
+    """Return the pixels, uint8 [H, W, C] of the network's size, or a text that says why there are none."""
     try:
         content = path.read_bytes()
     except OSError as error:
         return f"cannot be opened: {error.strerror}"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of odd metadata: what cannot be decoded raises
-            # A copy: pixels that Pillow has given out may not be written to, which torch warns of.
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be decoded raises
+            # torch warns of pixels that may not be written to, as Pillow's are: copy them.
             return decode_image(content, side=model.card.image_size, channels=model.card.in_channels).copy()
     except UnidentifiedImageError:
-        return "cannot be read: in no format that Pillow reads"  # its own text names a buffer's address
-    except Exception as error:  # Pillow's readers let through whatever a damaged file leads them to
+        return "cannot be read: in no format that Pillow reads"  # Pillow's own text has the address of a buffer
+    except Exception as error:  # a damaged file may raise anything in Pillow's readers
         return f"cannot be read: {error}"

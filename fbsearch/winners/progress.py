@@ -1,4 +1,4 @@
-"""What a person sees while runs go on. Must not know how they are trained or what becomes of them."""
+"""Progress of trainings on the terminal."""
 
 import math
 
@@ -12,7 +12,7 @@ from fbsearch.winners.records import SeedResult
 
 
 class View:
-    """What a person sees while runs go on: a bar on a terminal, elsewhere about ten lines a run."""
+    """Show the progress of runs: a bar on a terminal, elsewhere about ten lines for each run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -32,7 +32,7 @@ class View:
         self._progress.stop()
 
     def started(self, run: Run, done: int, *, in_lines: bool = True) -> None:
-        """A run begins, or goes on after `done` epochs; without `in_lines` a terminal's bar is all that shows it."""
+        """Show that a run starts, or goes on after `done` epochs. Without `in_lines`, nothing but the bar shows it."""
         epochs = run.config.train.epochs
         self._in_lines = in_lines
         self._task = self._progress.add_task(run.name, total=epochs, completed=done, stats="")
@@ -41,12 +41,12 @@ class View:
             self.say(f"{run.name}: {epochs} epochs{after}")
 
     def execution(self, execution: Execution) -> None:
-        """How a run on a GPU computes its steps; only what is not as usual is said."""
+        """Print why the steps of a run on a GPU are not computed as a CUDA graph."""
         if execution.reason:
             self.say(describe_execution(execution))
 
     def epoch(self, run: Run, stats: EpochStats) -> None:
-        """One more epoch is trained, its state on disk."""
+        """Show one more epoch."""
         text = f"loss {stats.train_loss:.3f}, training {stats.train_accuracy:.2%}"
         text += "" if math.isnan(stats.val_accuracy) else f", validation {stats.val_accuracy:.2%}"
         assert self._task is not None
@@ -58,18 +58,18 @@ class View:
             self.say(f"{run.name}: epoch {stats.epoch}/{epochs}, {text}")
 
     def finished(self, run: Run, result: SeedResult, *, before: bool) -> None:
-        """A run is finished; `before`: by an earlier command."""
+        """Print the result of a run; `before` says that an earlier command has finished it."""
         what = f"{run.name}: {result.scored_on} accuracy {result.accuracy:.2%}"
         more = f"; {result.fit}" if run.baseline is None else ""
         self.ended(what + (" (trained before)" if before else more))
 
     def ended(self, text: str) -> None:
-        """A run is over, with or without a result."""
+        """Remove the bar of a run and print `text`."""
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
         self.say(text)
 
     def say(self, text: str) -> None:
-        """Something to read while waiting, such as how many images are decoded."""
+        """Print a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

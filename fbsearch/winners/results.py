@@ -114,14 +114,13 @@ def _result(
 
 
 def judge_fit(history: Sequence[EpochStats], *, num_val: int, score: float, scored_on: str) -> str:
-    """One line on over- or underfitting, from the gap between training and validation.
+    """Return one line on over- or underfitting, from the gap between training and validation error.
 
-    The documents' definition: overfitting is a low training error while the validation error rises. Here: a training
-    error of at most HIGH_ERROR, and at the end a validation error above its lowest by more than twice its
-    sampling error (the lowest of many is low by chance too).
-    Underfitting: a training error above HIGH_ERROR that the validation error does not exceed by more than twice its
-    sampling error. The training error is counted while training, under augmentation, dropout and drop-path, so it is
-    rather too high.
+    The documents define overfitting as a low training error while the validation error rises. Here the training error
+    is at most HIGH_ERROR, and the last validation error exceeds the lowest by more than twice its sampling error (the
+    lowest of many is also low by chance). Underfitting is a training error above HIGH_ERROR that the validation error
+    exceeds by at most twice its sampling error. The training error is measured during training, under augmentation,
+    dropout and drop-path, and is therefore an upper bound.
     """
     last = history[-1]
     error = 1 - last.train_accuracy

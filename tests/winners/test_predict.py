@@ -14,7 +14,7 @@ from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.errors import DataError
 from fbsearch.training.loop import evaluate, train
 from fbsearch.winners.checkpoint import ModelCard, TrainedModel, build_net, load_model, save_model
-from fbsearch.winners.predict import Scores, answer, find_images, predict, score, score_columns
+from fbsearch.winners.predict import Scores, compute_logits, find_images, predict, score, score_columns
 
 DATA = DataConfig(limit=500)
 Fbsearch = Callable[..., tuple[int, str, str]]
@@ -70,7 +70,7 @@ def test_score_agrees_with_the_trainer_and_scikit_learn(model: TrainedModel, dig
     scores = score(model.net, digits, digits.test, dtype=torch.float32)
     assert (scores.loss, scores.accuracy) == pytest.approx(evaluate(model.net, digits, digits.test))
     assert scores.num_images == 360 and scores.accuracy > 0.3
-    logits_NK = answer(model.net, digits.test.images_NCHW, normalise=digits.normalise, dtype=torch.float32)
+    logits_NK = compute_logits(model.net, digits.test.images_NCHW, normalise=digits.normalise, dtype=torch.float32)
     said_N, labels_N = logits_NK.argmax(dim=1).numpy(), digits.test.labels_N.numpy()
     np.testing.assert_array_equal(scores.confusion_KK, confusion_matrix(labels_N, said_N))
     expected = precision_recall_fscore_support(labels_N, said_N, zero_division=0)
@@ -103,7 +103,7 @@ def test_predict_files_gives_what_the_split_gives(model: TrainedModel, digits: D
     """Every test image, through PNG and decoder, to the same probabilities as in the data set."""
     assert digits.test is not None
     answers = list(predict(model, find_images([files]), top=10))
-    logits_NK = answer(model.net, digits.test.images_NCHW, normalise=digits.normalise, dtype=torch.float32)
+    logits_NK = compute_logits(model.net, digits.test.images_NCHW, normalise=digits.normalise, dtype=torch.float32)
     for found, shares_K in zip(answers, logits_NK.softmax(dim=1).tolist(), strict=True):
         assert [name for name, _ in found.classes] == [str(k) for k in np.argsort(shares_K)[::-1]]
         assert [share for _, share in found.classes] == pytest.approx(sorted(shares_K, reverse=True), abs=1e-5)
