@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fbsearch.config.models import TrialConfig
+from fbsearch.config.space import format_value
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import hide_password
 from fbsearch.study.study import best_trials
@@ -38,19 +39,13 @@ PACE_WINDOW = datetime.timedelta(minutes=10)
 
 def describe(config: TrialConfig, space: Any) -> str:
     """What was sampled for a trial, short: `fractal_levels [1, 2], base_channels 16, pattern julia, ...`."""
-    return ", ".join(f"{name.partition('.')[2]} {format_value(config, name)}" for name in space)
+    return ", ".join(f"{name.partition('.')[2]} {_format_field(config, name)}" for name in space)
 
 
-def format_value(config: TrialConfig, name: str) -> str:
-    """The value of a dotted name in a configuration, for people."""
+def _format_field(config: TrialConfig, name: str) -> str:
+    """Format the value of a dotted name in a configuration for people."""
     section, field = name.split(".")
-    return _format(getattr(getattr(config, section), field))
-
-
-def _format(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return str(list(value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return format_value(getattr(getattr(config, section), field))
 
 
 def format_seconds(seconds: float) -> str:
@@ -70,7 +65,7 @@ def print_best(console: Console, best: FrozenTrial) -> None:
     )
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     for name in sampled_names(best):
-        table.add_row(name, format_value(config, name))
+        table.add_row(name, _format_field(config, name))
     table.add_row("parameters", f"{best.user_attrs['num_parameters']:,}")
     table.add_row("FLOPs an image", f"{best.user_attrs['flops']:,}")
     console.print(table)
@@ -224,5 +219,5 @@ def _outcome(trial: FrozenTrial) -> str:
 def _describe_stored(trial: FrozenTrial) -> str:
     """What was sampled for a trial, short, from what is stored, whichever version of fbsearch has stored it."""
     config = trial.user_attrs.get("config", {})
-    parts = [name.partition(".") for name in sampled_names(trial)]
-    return ", ".join(f"{field} {_format(config.get(section, {}).get(field))}" for section, _, field in parts if config)
+    parts = [name.partition(".") for name in sampled_names(trial)] if config else []
+    return ", ".join(f"{field} {format_value(config.get(section, {}).get(field))}" for section, _, field in parts)

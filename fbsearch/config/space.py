@@ -45,6 +45,15 @@ def choice_label(value: Any) -> str | int | float | bool | None:
     raise ValueError(f"{value!r} cannot be a choice: write text, a number, true, false, null or a list of integers")
 
 
+def format_value(value: Any) -> str:
+    """Format the value of a field for people, as YAML writes it: `[1, 2]`, `0.0123`, `true`, `null` (also for NaN)."""
+    if isinstance(value, (list, tuple)):
+        return str(list(value))
+    if isinstance(value, float):
+        return "null" if math.isnan(value) else f"{value:.4g}"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
 def _check_number(value: Any) -> int | float:
     """An integer stays one, so that a file that is written again shows 8 and not 8.0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

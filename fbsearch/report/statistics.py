@@ -1,6 +1,6 @@
-"""What the trials of a study say, as numbers: intervals, importances, what pruning saved.
+"""Statistics of a study's trials: intervals, importances, what pruning saved, the Pareto front.
 
-Takes the frame that `report.trials_frame` makes, a row for each trial. Knows nothing of databases, figures and HTML.
+Each function takes the frame of `trials_table.trials_frame`, a row for each trial.
 """
 
 import math
@@ -13,104 +13,98 @@ import optuna
 import pandas as pd
 from numpy.typing import NDArray
 
-from fbsearch.config.space import LEVELS
+from fbsearch.config.space import LEVELS, format_value
 
-# Two-sided 95%.
+# The standard normal quantile of a two-sided 95% interval.
 Z = 1.959964
 # A numeric parameter with at most this many different values is shown as a list of choices.
 MAX_CHOICES = 8
 MIN_IMPORTANCE_TRIALS = 20
 MAX_IMPORTANCE_TRIALS = 1000
 NUM_SHUFFLES = 499
-# PED-ANOVA compares a tenth of the trials, at least so many, at most half, with all.
+# PED-ANOVA compares the best tenth of the trials with all; at least MIN_BEST trials, at most half.
 MIN_BEST = 25
 
 
+def finished_trials(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the complete and the pruned trials."""
+    return frame[frame["state"].isin(["complete", "pruned"])]
+
+
 def parameters(frame: pd.DataFrame, *, varied: bool = True) -> list[str]:
-    """The dotted names that were sampled, levels as the one field they are; `varied`: with two values or more."""
+    """Return the dotted names of the sampled parameters, `model.fractal_levels` as one; `varied`: those that differ."""
     names = [name for name in frame.columns if "." in name and not name.startswith(f"{LEVELS}.")]
-    finished = frame[frame["state"].isin(["complete", "pruned"])]
+    finished = finished_trials(frame)
     return [name for name in names if not varied or labels(finished[name]).nunique() > 1]
 
 
 def short(name: str) -> str:
-    """A dotted name for people: `train.learning_rate` is `learning rate`."""
+    """Shorten a dotted name for people: `train.learning_rate` to `learning rate`."""
     return name.partition(".")[2].replace("_", " ")
 
 
 def labels(values: "pd.Series[Any]") -> "pd.Series[str]":
-    """Values of a parameter as text; what was sampled as `null` stands empty in a frame."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, str):
-            return value
-        if isinstance(value, bool | np.bool_):
-            return str(value).lower()
-        return "null" if value is None or math.isnan(value) else f"{value:.4g}"
-
-    return values.map(text, na_action=None)
+    """Return a parameter's values as text; `null` is stored in a frame as NaN."""
+    return values.map(format_value, na_action=None)
 
 
 def scale(frame: pd.DataFrame, name: str) -> str:
-    """How a parameter is shown: `choices`, `linear`, or `log` where it was sampled so (`frame.attrs["log"]`)."""
+    """Return how to show a parameter: `choices`, `linear`, or `log` if it was sampled so (`frame.attrs["log"]`)."""
     values = frame[name]
-    numbers = pd.to_numeric(values, errors="coerce")
-    is_number = not values.map(lambda value: isinstance(value, str | bool | np.bool_)).any() and numbers.notna().all()
-    if not is_number or numbers.nunique() <= MAX_CHOICES:
+    is_number = not values.map(lambda value: isinstance(value, str | bool | np.bool_)).any() and values.notna().all()
+    if not is_number or values.nunique() <= MAX_CHOICES:
         return "choices"
     return "log" if name in frame.attrs.get("log", ()) else "linear"
 
 
 def choices(values: "pd.Series[Any]") -> list[str]:
-    """The different values of a parameter as text: numbers by size, words by the alphabet."""
-    text = labels(values)
+    """Return the different values of a parameter as text: numbers by size, lists by length, words by the alphabet."""
 
     def order(label: str) -> tuple[int, float, str]:
         try:
             return (0, float(label), label)
         except ValueError:
-            return (1, float(len(label)) if label.startswith("[") else 0.0, label)
+            return (1, len(label) if label.startswith("[") else 0, label)
 
-    return sorted(text.unique(), key=order)
+    return sorted(labels(values).unique(), key=order)
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95% interval of a share that was counted on `count` independent cases (Wilson, 1927)."""
+    """Return the 95% interval of a share counted on `count` independent cases (Wilson, 1927)."""
     centre = share + Z**2 / (2 * count)
     half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     return max(0.0, (centre - half) / (1 + Z**2 / count)), min(1.0, (centre + half) / (1 + Z**2 / count))
 
 
 def ranked(frame: pd.DataFrame) -> pd.DataFrame:
-    """The complete trials, best first."""
+    """Return the complete trials, best first."""
     return frame[frame["rank"].notna()].sort_values("rank")
 
 
 def best_so_far(frame: pd.DataFrame) -> "pd.Series[float]":
-    """The best score of a complete trial up to each trial, in the order of their numbers."""
+    """Return, for each trial in the order of their numbers, the best score of a complete trial so far."""
     best: pd.Series[float] = frame["value"].where(frame["state"] == "complete").astype(float).cummax().ffill()
     return best
 
 
 def shared_epoch(frame: pd.DataFrame) -> int | None:
-    """The last epoch that every finished trial has reached; None where there is none."""
-    epochs = frame["epochs"][frame["state"].isin(["complete", "pruned"])]
+    """Return the last epoch that every finished trial has reached, or None."""
+    epochs = finished_trials(frame)["epochs"]
     return int(epochs.min()) if len(epochs) and epochs.min() > 0 else None
 
 
 def accuracy_after(frame: pd.DataFrame, epoch: int) -> "pd.Series[float]":
-    """Validation accuracy of each trial after an epoch (from 1), NaN where a trial has not got there."""
+    """Return the validation accuracy of each trial after an epoch (from 1); NaN if a trial did not reach it."""
 
-    def look(history: list[dict[str, Any]]) -> float:
-        value = history[epoch - 1].get("val_accuracy") if len(history) >= epoch else None
-        return math.nan if value is None else float(value)
+    def look(history: list[dict[str, Any]]) -> Any:
+        return history[epoch - 1].get("val_accuracy") if len(history) >= epoch else None
 
     return frame["history"].map(look).astype(float)
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Epochs that finished trials have run, and those that pruned trials have been spared."""
+    """The number of epochs that finished trials ran, and of those that pruning saved."""
 
     num_run: int
     num_saved: int
@@ -118,33 +112,33 @@ class Saving:
 
     @property
     def share(self) -> float:
-        """What was saved, of what all trials would have run."""
+        """The saved share of the epochs that all trials would have run without pruning."""
         return self.num_saved / max(1, self.num_run + self.num_saved)
 
 
 def saved_by_pruning(frame: pd.DataFrame) -> Saving | None:
-    """What pruning saved; a spared epoch counts the mean time of the trial's own epochs. None: no plan is known."""
-    done = frame[frame["state"].isin(["complete", "pruned"])]
+    """Return what pruning saved, a saved epoch at the mean time of its trial's epochs; None if no plan is stored."""
+    done = finished_trials(frame)
     pruned = done[(done["state"] == "pruned") & done["planned_epochs"].notna() & (done["epochs"] > 0)]
     if done["planned_epochs"].isna().all():
         return None
-    spared = (pruned["planned_epochs"] - pruned["epochs"]).clip(lower=0).astype(float)
-    seconds = spared * pruned["seconds"].astype(float) / pruned["epochs"]
-    return Saving(int(done["epochs"].sum()), int(spared.sum()), float(seconds.sum()))
+    saved = (pruned["planned_epochs"] - pruned["epochs"]).clip(lower=0).astype(float)
+    seconds = saved * pruned["seconds"].astype(float) / pruned["epochs"]
+    return Saving(int(done["epochs"].sum()), int(saved.sum()), float(seconds.sum()))
 
 
 # ------------------------------------------------------------------------------------------------- what mattered
 
 
 def importances(frame: pd.DataFrame) -> pd.DataFrame:
-    """How much each parameter mattered: a row for each basis and parameter, what matters most first.
+    """Return how much each parameter mattered: a row for each basis and parameter, the most important first.
 
-    Basis `early` is the accuracy after the last epoch that all trials reached, so it includes what was pruned; `final`
-    is the score of complete trials alone. `share` is the PED-ANOVA importance, which sums to 1. `explained` is the
-    share of the trials' order (of the variance of their ranks) that only this parameter explains, in a linear model of
-    all of them; `chance` is what shuffled ranks reach in one case of 100. `best` says in words which values did best.
-    A basis with fewer than MIN_IMPORTANCE_TRIALS trials is absent; of more than MAX_IMPORTANCE_TRIALS some are drawn.
-    Source: Watanabe, Bansal, Hutter: PED-ANOVA (IJCAI 2023), in Optuna's form; Freedman and Lane (1983) on shuffling.
+    Columns: `basis`: `early` (accuracy after the last epoch that all trials reached, with the pruned trials) or
+    `final` (score of the complete trials alone). `share`: PED-ANOVA importance; the shares of a basis sum to 1.
+    `explained`: share of the variance of the trials' ranks that only this parameter explains, in a linear model with
+    all parameters. `chance`: 99% quantile of `explained` for shuffled ranks. `best`: the best values, as text.
+    A basis with fewer than MIN_IMPORTANCE_TRIALS trials is left out; of many trials MAX_IMPORTANCE_TRIALS are sampled.
+    Sources: Watanabe, Bansal, Hutter: PED-ANOVA (IJCAI 2023), in Optuna's form; Freedman and Lane (1983) on shuffling.
     """
     scores = {"final": frame["value"].where(frame["state"] == "complete")}
     epoch = shared_epoch(frame)
@@ -171,14 +165,13 @@ def _importance_rows(frame: pd.DataFrame, scores: "pd.Series[float]", basis: str
     for name in names:
         others = [np.ones((len(ranks), 1)), *(columns[other] for other in names if other != name)]
         explained, chance = _explained(ranks, columns[name], np.hstack(others))
-        best = _best_values(part, name, known)
-        rows.append({"basis": basis, "parameter": name, "share": shares[name], "explained": explained})
-        rows[-1] |= {"chance": chance, "best": best}
+        row = {"basis": basis, "parameter": name, "share": shares[name], "explained": explained, "chance": chance}
+        rows.append(row | {"best": _best_values(part, name, known)})
     return sorted(rows, key=lambda row: -row["explained"])
 
 
 def _columns(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """A parameter as columns of a linear model: a parabola for numbers, one column for each choice but the first."""
+    """Return a parameter as columns of a linear model: x and x² for numbers, one for each choice but the first."""
     kind, values = scale(frame, name), frame[name]
     if kind == "choices":
         text = labels(values).to_numpy()
@@ -192,7 +185,7 @@ def _columns(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
 def _explained(
     ranks: NDArray[np.float64], own: NDArray[np.float64], others: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """The share of the ranks' variance that `own` columns explain beyond `others`, and what chance reaches."""
+    """Return the share of the ranks' variance that only the `own` columns explain, and what chance reaches."""
 
     def basis(columns: NDArray[np.float64]) -> NDArray[np.float64]:
         left, singular, _ = np.linalg.svd(columns, full_matrices=False)
@@ -209,7 +202,7 @@ def _explained(
 
 
 def _best_values(frame: pd.DataFrame, name: str, score: "pd.Series[float]") -> str:
-    """Which values did best: choices by their median score; numbers, where the best quarter has its middle half."""
+    """Describe the best values: of choices by median score; of numbers the middle half of the best quarter."""
     values = frame[name]
     if scale(frame, name) == "choices":
         by_choice = score.groupby(labels(values)).median().sort_values()
@@ -219,34 +212,33 @@ def _best_values(frame: pd.DataFrame, name: str, score: "pd.Series[float]") -> s
 
 
 def _stand_in(frame: pd.DataFrame, score: "pd.Series[float]", names: list[str]) -> optuna.Study:
-    """A study in memory with each parameter as one dimension; levels, which hang on each other, as one choice."""
-    columns: dict[str, list[Any]] = {}
+    """Return a study in memory with each parameter as one dimension, `model.fractal_levels` as a choice."""
+    columns: dict[str, pd.Series[Any]] = {}
     distributions: dict[str, optuna.distributions.BaseDistribution] = {}
     for name in names:
         kind = scale(frame, name)
         if kind == "choices":
-            columns[name] = labels(frame[name]).tolist()
+            columns[name] = labels(frame[name])
             distributions[name] = optuna.distributions.CategoricalDistribution(choices(frame[name]))
         else:
-            columns[name] = frame[name].astype(float).tolist()
-            low, high = min(columns[name]), max(columns[name])
+            columns[name] = frame[name].astype(float)
+            low, high = columns[name].min(), columns[name].max()
             distributions[name] = optuna.distributions.FloatDistribution(low, high, log=kind == "log")
+    params: list[dict[Any, Any]] = pd.DataFrame(columns).to_dict("records")
     study = optuna.create_study(direction="maximize")
     study.add_trials(
-        optuna.trial.create_trial(
-            value=value, params={name: columns[name][row] for name in names}, distributions=distributions
-        )
-        for row, value in enumerate(score)
+        optuna.trial.create_trial(value=value, params=one, distributions=distributions)
+        for value, one in zip(score, params, strict=True)
     )
     return study
 
 
 def _ped_anova(frame: pd.DataFrame, score: "pd.Series[float]", names: list[str]) -> dict[str, float]:
-    """Importances that sum to 1, all 0 where there are none: of what sets the best MIN_BEST trials or tenth apart."""
+    """Return PED-ANOVA importances that sum to 1; all 0 if the best trials differ from all trials in nothing."""
     quantile = min(0.5, max(0.1, MIN_BEST / len(score)))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that values were tried once, which the model of the ranks allows for
+        warnings.simplefilter("ignore")  # of a value that was tried once
         raw = evaluator.evaluate(_stand_in(frame, score, names))
     total = sum(raw.values()) or 1.0
     return {name: value / total for name, value in raw.items()}
@@ -256,7 +248,7 @@ def _ped_anova(frame: pd.DataFrame, score: "pd.Series[float]", names: list[str])
 
 
 def pareto_front(frame: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """The complete trials that no other beats in score at the same cost or less, cheapest first."""
+    """Return the complete trials that no trial of the same or lower cost beats in score, cheapest first."""
     known = frame[(frame["state"] == "complete") & frame[cost].notna()]
     ordered = known.sort_values([cost, "rank"])
     value = ordered["value"].astype(float)

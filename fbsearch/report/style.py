@@ -1,11 +1,12 @@
-"""What a study's figures share: colours, axes of accuracies and parameters, the points of trials.
+"""Colours, axes and points that the figures of a study share.
 
-Accuracies are drawn on a scale that stretches towards 100%: equal steps there divide the error by equal factors.
-Colours are readable on light and on dark ground.
+Accuracies are drawn on the scale -log10(1 - accuracy): equal steps divide the error by equal factors, so that
+differences near 100% can be seen. The colours are readable on a light and on a dark background.
 """
 
 import html
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,15 @@ BEST, COMPLETE, PRUNED, FAILED, NEUTRAL = "#e8710a", "#3f74d6", "#98a1b0", "#d63
 STATE_COLORS = {"complete": COMPLETE, "pruned": PRUNED, "fail": FAILED}
 STATE_WORDS = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-# Each figure draws at most so many trials of one state; the rest is sampled.
+# The largest number of trials of one state in a figure; of more trials a sample is drawn.
 MAX_POINTS = 1500
-# An accuracy of 100% stands where 99.95% does: its error has no logarithm.
+# An accuracy of 100% is drawn at 99.95%, because the logarithm of its error does not exist.
 SMALLEST_ERROR = 5e-4
 ACCURACY_TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9)
 
 
 def template(*, dark: bool) -> go.layout.Template:
-    """Fonts and colours for a light or a dark ground; the ground itself is left to what is behind."""
+    """Return fonts and colours for a light or a dark background; the background itself is transparent."""
     ink, faint, ground = ("#d5dae3", "#2c333f", "#171b22") if dark else ("#2b3340", "#e6e9ee", "#ffffff")
     veil = "rgba(23,27,34,0.75)" if dark else "rgba(255,255,255,0.75)"
     axis = {
@@ -49,52 +50,57 @@ def template(*, dark: bool) -> go.layout.Template:
     )
 
 
+LIGHT = template(dark=False)
+
+
 def figure_of(title: str, *, height: int, x: str = "", y: str = "") -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        template=template(dark=False),
-        title={"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
-        height=height,
-        margin={"l": 8, "r": 12, "t": 84, "b": 8},
-        xaxis={"title": {"text": x}},
-        yaxis={"title": {"text": y}},
-        hovermode="closest",
+    """Return an empty figure with a title, its height in pixels and the titles of its axes."""
+    return go.Figure(
+        layout={
+            "template": LIGHT,
+            "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
+            "height": height,
+            "margin": {"l": 8, "r": 12, "t": 84, "b": 8},
+            "xaxis": {"title": {"text": x}},
+            "yaxis": {"title": {"text": y}},
+            "hovermode": "closest",
+        }
     )
-    return figure
 
 
 def stretch(accuracy: Any) -> NDArray[np.float64]:
-    """Accuracy in [0, 1] on the figures' scale: 0 at 0%, 1 at 90%, 2 at 99%."""
+    """Map accuracies in [0, 1] to the scale of the figures: 0% to 0, 90% to 1, 99% to 2."""
     error = 1 - np.asarray(accuracy, dtype=float)
     stretched: NDArray[np.float64] = -np.log10(np.maximum(error, SMALLEST_ERROR))
     return stretched
 
 
 def accuracy_axis(values: Any) -> dict[str, Any]:
-    """Ticks and range of an axis of stretched accuracies that shows all `values`."""
+    """Return range and ticks of an axis of stretched accuracies that shows all finite `values`."""
     known = stretch([value for value in values if math.isfinite(value)] or [0.0, 1.0])
-    low, high = float(known.min()), float(known.max())
-    margin = max(0.04, 0.06 * (high - low))
-    low, high = low - margin, high + margin
-    candidates = [float(tick) for tick in ACCURACY_TICKS]
-    if high - low < 0.5:  # a narrow range gets even steps instead
-        ends = 100 * (1 - 10**-low), 100 * (1 - 10**-high)
-        step = next(s for s in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if (ends[1] - ends[0]) / s <= 6 or s == 20)
-        candidates = [step * i for i in range(math.ceil(ends[0] / step), math.ceil(ends[1] / step))]
+    margin = max(0.04, 0.06 * float(np.ptp(known)))
+    low, high = float(known.min()) - margin, float(known.max()) + margin
+    candidates: Sequence[float] = ACCURACY_TICKS
+    if high - low < 0.5:  # few of the ticks lie in a narrow range
+        candidates = round_numbers(100 * (1 - 10**-low), 100 * (1 - 10**-high))
     ticks: list[tuple[float, str]] = []
-    for accuracy in reversed([tick for tick in candidates if 0 <= tick < 100]):
-        place = float(stretch(accuracy / 100))
+    for percent in reversed([tick for tick in candidates if 0 <= tick < 100]):
+        place = float(stretch(percent / 100))
         if low <= place <= high and (not ticks or ticks[-1][0] - place > 0.07 * (high - low)):
-            ticks.append((place, f"{accuracy:g}%"))
-    return {
-        "range": [low, high],
-        "tickvals": [place for place, _ in ticks],
-        "ticktext": [text for _, text in ticks],
-    }
+            ticks.append((place, f"{percent:g}%"))
+    places, texts = zip(*ticks, strict=True) if ticks else ((), ())
+    return {"range": [low, high], "tickvals": list(places), "ticktext": list(texts)}
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Return three to eight multiples of 1, 2 or 5 times a power of ten in [low, high]."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step = power * max(digit for digit in (1, 2, 5) if digit * power <= (high - low) / 3)
+    return [round(step * i, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def thin(frame: pd.DataFrame, most: int) -> pd.DataFrame:
-    """At most `most` trials, drawn evenly, the best ten always among them."""
+    """Return at most `most` trials: the best ten and a random sample of the others."""
     if len(frame) <= most:
         return frame
     best = frame[frame["rank"] <= 10]
@@ -103,7 +109,10 @@ def thin(frame: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def by_state(frame: pd.DataFrame, most: int) -> list[tuple[str, pd.DataFrame, str]]:
-    """(state, its trials, a legend that says how many of how many are drawn) for pruned and complete trials."""
+    """Return (state, trials to draw, name in the legend) for the pruned and for the complete trials.
+
+    At most `most` trials of a state are drawn; the name says how many of how many.
+    """
     parts = []
     for state in ("pruned", "complete"):
         part = frame[(frame["state"] == state) & np.isfinite(frame["score"].astype(float))]
@@ -114,53 +123,51 @@ def by_state(frame: pd.DataFrame, most: int) -> list[tuple[str, pd.DataFrame, st
     return parts
 
 
-def points(state: str) -> dict[str, Any]:
-    return {"color": STATE_COLORS[state], "size": 6 if state == "pruned" else 8, "opacity": _opacity(state)}
-
-
-def _opacity(state: str) -> float:
-    return 0.45 if state == "pruned" else 0.85
-
-
 def hover(frame: pd.DataFrame) -> NDArray[Any]:
-    """What is said of a trial when it is pointed at: number, state, score, and what was sampled."""
-    names = parameters(frame, varied=False)
-    columns = [labels(frame[name]) for name in names]
-    lines = []
-    for row, (number, state, score) in enumerate(zip(frame["trial"], frame["state"], frame["score"], strict=True)):
-        head = f"<b>trial {number}</b>, {STATE_WORDS.get(state, state)}: {score:.2%}"
-        rest = [f"{short(name)} {html.escape(column.iloc[row])}" for name, column in zip(names, columns, strict=True)]
-        lines.append("<br>".join([head, *rest]))
+    """Return an HTML label for each trial: its number, state, score and sampled values."""
+    trials = zip(frame["trial"], frame["state"], frame["score"], strict=True)
+    lines = [f"<b>trial {number}</b>, {STATE_WORDS.get(state, state)}: {score:.2%}" for number, state, score in trials]
+    for name in parameters(frame, varied=False):
+        values = labels(frame[name]).map(html.escape)
+        lines = [f"{line}<br>{short(name)} {value}" for line, value in zip(lines, values, strict=True)]
     return np.array(lines, dtype=object)
 
 
 def scatter(
     figure: go.Figure, frame: pd.DataFrame, x: Any, y: Any, *, state: str, name: str, in_full: bool = False
 ) -> None:
-    """A point for each trial; `in_full` says its whole configuration when it is pointed at, which takes space."""
-    said: dict[str, Any] = {"text": hover(frame), "hovertemplate": "%{text}<extra></extra>"}
-    if not in_full:
+    """Add a point for each trial; with `in_full` its label holds the whole configuration, which takes more space."""
+    if in_full:
+        label = {"text": hover(frame), "hovertemplate": "%{text}<extra></extra>"}
+    else:
         numbers = np.stack([frame["trial"], 100 * frame["score"].astype(float)], axis=1).astype(np.float32)
-        template = f"<b>trial %{{customdata[0]:d}}</b>, {state}: %{{customdata[1]:.2f}}%<extra></extra>"
-        said = {"customdata": numbers, "hovertemplate": template}
-    places = (np.asarray(side, dtype=np.float32) for side in (x, y))
-    figure.add_scatter(**dict(zip("xy", places, strict=True)), mode="markers", marker=points(state), name=name, **said)
+        text = f"<b>trial %{{customdata[0]:d}}</b>, {state}: %{{customdata[1]:.2f}}%<extra></extra>"
+        label = {"customdata": numbers, "hovertemplate": text}
+    size, opacity = (6, 0.45) if state == "pruned" else (8, 0.85)
+    figure.add_scatter(
+        x=np.asarray(x, dtype=np.float32), y=np.asarray(y, dtype=np.float32), mode="markers", name=name,
+        marker={"color": STATE_COLORS[state], "size": size, "opacity": opacity}, **label,
+    )  # fmt: skip
 
 
 def places_of(frame: pd.DataFrame, name: str, *, jitter: float = 0.0) -> tuple["pd.Series[Any]", dict[str, Any]]:
-    """Where each trial stands on the axis of a parameter, and that axis; equal choices are spread by `jitter`."""
+    """Return the position of each trial on the axis of a parameter, and that axis.
+
+    Choices stand at 0, 1, ..., spread by up to `jitter`; logarithmic parameters at their log10.
+    """
     values = frame[name]
     if scale(frame, name) == "choices":
         names = choices(values)
         spread = jitter * (2 * ((frame["trial"] * 0.618034) % 1) - 1)
         axis: dict[str, Any] = {
             "tickvals": list(range(len(names))), "ticktext": [html.escape(text) for text in names],
+            # Names on a narrow screen must not overlap.
+            "tickangle": 0 if sum(map(len, names)) <= 30 else -35 if len(names) <= 8 else -90,
+            "range": [-0.6, len(names) - 0.4],
         }  # fmt: skip
-        # Level, aslant, or upright and small: many names must not lie on each other on a phone.
-        axis["tickangle"] = 0 if sum(map(len, names)) <= 30 else -35 if len(names) <= 8 else -90
         if len(names) > 8:
             axis["tickfont"] = {"size": 10}
-        return labels(values).map(names.index) + spread, axis | {"range": [-0.6, len(names) - 0.4]}
+        return labels(values).map(names.index) + spread, axis
     numbers = values.astype(float)
     if scale(frame, name) == "linear":
         return numbers, {}
