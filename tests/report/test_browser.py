@@ -10,6 +10,7 @@ from made_studies import make_study
 from optuna.storages import RDBStorage
 
 from fbsearch.report.page import write_report
+from fbsearch.study.database import open_storage
 from tests.report.test_final_results import competitor, training, write_comparison, write_summary
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -34,9 +35,14 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture
-def report(storage: RDBStorage, tmp_path: Path) -> Path:
-    return write_report(make_study(storage, 60), tmp_path / "report.html")
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One report for all tests, which only read it."""
+    folder = tmp_path_factory.mktemp("report")
+    storage = open_storage(f"sqlite:///{folder / 'fbsearch.db'}", create=True)
+    path = write_report(make_study(storage, 60), folder / "report.html")
+    storage.engine.dispose()
+    return path
 
 
 class Visit:
@@ -133,9 +139,8 @@ def test_report_is_light_on_paper(report: Path, visit: Any) -> None:
 def test_report_figures_fit_when_the_window_is_resized(report: Path, visit: Any) -> None:
     seen = visit(report)
     seen.page.set_viewport_size({"width": 500, "height": 900})
-    seen.page.wait_for_timeout(1500)
-    assert seen.ask("() => document.querySelector('[data-figure=history] svg').clientWidth") < 500
-    assert seen.ask("() => document.scrollingElement.scrollWidth") <= 500
+    narrow = "document.querySelector('[data-figure=history] svg').clientWidth < 500"
+    seen.page.wait_for_function(f"() => {narrow} && document.scrollingElement.scrollWidth <= 500", timeout=60_000)
 
 
 def test_report_configuration_opens_where_it_is_linked(report: Path, visit: Any) -> None:
