@@ -3,6 +3,7 @@
 One thread for torch in every test and every process a test starts: on shared cores threads wait for each other.
 """
 
+import collections
 import gc
 import importlib.util
 import os
@@ -31,6 +32,37 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # An example takes as long as the other programs on the machine let it.
 hypothesis.settings.register_profile("fbsearch", deadline=None)
 hypothesis.settings.load_profile("fbsearch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files with the most slow tests first, so that no worker is left with a long one at the end."""
+    num_slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -num_slow[item.path])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Give each file to one worker, and all tests on Ray to one, so that there is only one cluster."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if file.endswith("/test_ray.py") or "[ray" in nodeid else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_workers() -> None:
+    """Fork the workers of searches in the test's own process. `fbsearch run` in a process of its own spawns them."""
+    from forked import forked_context
+
+    from fbsearch.workers.local import ProcessExecutor
+
+    ProcessExecutor.context = forked_context()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ class _Slot(Slot):
 
 class ProcessExecutor:
     """Worker processes of this machine, each with its own interpreter, living through many trials."""
+
+    # fork would copy the coordinator's threads and connections
+    context: BaseContext = multiprocessing.get_context("spawn")
 
     def __init__(self, data: DataConfig, *, devices: list[str]) -> None:
         self.num_workers = len(devices)
@@ -94,9 +98,8 @@ class ProcessExecutor:
         return WorkerDied(number, dead.trial, reason)
 
     def _spawn(self, number: int, *, num_starts: int = 1) -> _Slot:
-        context = multiprocessing.get_context("spawn")  # fork would copy the coordinator's threads and connections
-        ours, theirs = context.Pipe()
-        process = context.Process(
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(
             target=_serve,
             args=(theirs, number, self._data, self._devices[number], self._num_threads),
             name=f"fbsearch-worker-{number}",

@@ -1,6 +1,6 @@
 """The coordinator on a real SQLite study: exactly N, pruning, failures with reasons, nothing left running."""
 
-import os
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 import pytest
 from optuna.trial import TrialState
 from PIL import Image
@@ -145,10 +144,7 @@ def test_search_in_processes_ends_with_exactly_n_while_workers_are_killed(open_s
     def kill_two(state: SearchState, event: Event | None) -> None:
         if isinstance(event, Epoch) and len(killed) < 2 and event.trial not in killed:
             killed.append(event.trial)
-            for child in psutil.Process().children():
-                if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline()):
-                    os.kill(child.pid, signal.SIGKILL)
-                    break
+            multiprocessing.active_children()[0].kill()
 
     executor = ProcessExecutor(config.data, devices=["cpu", "cpu"])
     state = search(study, config, num_trials=6, executor=executor, show=kill_two)

@@ -1,5 +1,6 @@
 """One suite for every executor: the same events in the same order, stopping between epochs, deaths that are seen."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -66,13 +67,15 @@ def executor(make: Callable[..., Executor]) -> Iterator[Executor]:
     made.close()
 
 
-def collect(executor: Executor, until: Callable[[Event], bool], seconds: float = 180) -> list[Event]:
+def collect(
+    executor: Executor, until: Callable[[Event], bool], *, seconds: float = 180, timeout: float = 0.2
+) -> list[Event]:
     """Events up to and with the first that satisfies `until`."""
     found: list[Event] = []
     deadline = time.monotonic() + seconds
     while not any(until(event) for event in found):
         assert time.monotonic() < deadline, f"nothing came; so far {found}"
-        found += [event for event in executor.events(timeout=0.2) if not isinstance(event, Notice)]
+        found += [event for event in executor.events(timeout=timeout) if not isinstance(event, Notice)]
     return found
 
 
@@ -153,10 +156,7 @@ def test_executor_data_that_cannot_be_loaded_says_so(make: Callable[..., Executo
 
 
 def worker_processes() -> list[psutil.Process]:
-    # Not the resource tracker that multiprocessing starts beside them.
-    children = psutil.Process().children()
-    running = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in running if "spawn_main" in " ".join(child.cmdline())]
+    return [psutil.Process(child.pid) for child in multiprocessing.active_children()]
 
 
 def test_processes_a_killed_worker_is_seen_at_once_and_replaced() -> None:
@@ -168,8 +168,8 @@ def test_processes_a_killed_worker_is_seen_at_once_and_replaced() -> None:
     (worker,) = worker_processes()
     os.kill(worker.pid, signal.SIGKILL)
     started = time.monotonic()
-    died = collect(executor, lambda e: isinstance(e, WorkerDied))[-1]
-    assert time.monotonic() - started < 2
+    died = collect(executor, lambda e: isinstance(e, WorkerDied), timeout=100)[-1]
+    assert time.monotonic() - started < 90, "it is seen when it happens, not when the time is over"
     assert isinstance(died, WorkerDied) and died.trial == 3 and "SIGKILL" in died.message
     collect(executor, lambda e: isinstance(e, Ready))
     executor.submit(0, 4, make_trial(epochs=1))
@@ -179,7 +179,8 @@ def test_processes_a_killed_worker_is_seen_at_once_and_replaced() -> None:
 
 
 def test_processes_a_worker_that_never_becomes_ready_is_given_up_after_three_starts() -> None:
-    executor = make_processes()
+    executor = ProcessExecutor(DATA, devices=["cpu"])
+    executor.context = multiprocessing.get_context("spawn")  # it starts for seconds
     executor.start()
     found: list[Event] = []
     while not any(isinstance(event, WorkerLost) for event in found):
@@ -195,9 +196,7 @@ def test_processes_a_worker_that_never_becomes_ready_is_given_up_after_three_sta
 def test_processes_a_worker_that_is_stopped_can_be_ended_even_while_it_starts() -> None:
     executor = make_processes()
     executor.start()
-    while not (found := worker_processes()):  # until it has its command line
-        time.sleep(0.01)
-    (worker,) = found
+    (worker,) = worker_processes()
     worker.suspend()
     executor.kill(0, reason="no sign of life")
     died = collect(executor, lambda e: isinstance(e, WorkerDied))[-1]
