@@ -1,1 +1,1 @@
-"""Others train: worker processes, and how a coordinator reaches them. Must not import optuna."""
+"""Train trials, in worker processes of this machine or on a Ray cluster."""

@@ -1,6 +1,6 @@
-"""Where a trained network looks: its attention maps on a few validation images, small and as plain data.
+"""Compute the attention maps of a trained network on a few validation images, as small plain data.
 
-A search stores no weights, so a worker takes them when a trial ends. Knows nothing of trials and of pictures on paper.
+A worker does this at the end of a trial, because a search stores no weights.
 
 Shapes: N images, C channels, H height, W width, h height and w width of a map.
 """
@@ -21,7 +21,7 @@ MAX_SIDE = 32
 
 @torch.inference_mode()
 def take_attention(net: FractalBrainNet, data: Dataset) -> Attention:
-    """The maps of NUM_IMAGES validation images in eval mode, one forward pass; `net` is left in eval mode."""
+    """Return the maps of NUM_IMAGES validation images, from one forward pass. `net` is left in eval mode."""
     rows_N = evenly_spaced_rows(len(data.val.labels_N), NUM_IMAGES).to(data.val.labels_N.device)
     images_NCHW = data.val.images_NCHW[rows_N]
     logits_NK, maps = net.eval()(data.normalise(images_NCHW), return_attention_maps=True)
@@ -36,13 +36,13 @@ def take_attention(net: FractalBrainNet, data: Dataset) -> Attention:
 
 
 def _shrink(x_NCHW: Tensor) -> Tensor:
-    """Sides of at most MAX_SIDE, each pixel the mean of those it stands for."""
+    """Reduce height and width to at most MAX_SIDE; a pixel is the mean of those that it replaces."""
     height, width = x_NCHW.shape[-2:]
     return F.adaptive_avg_pool2d(x_NCHW, (min(height, MAX_SIDE), min(width, MAX_SIDE)))
 
 
 def _stretch(maps_N1hw: Tensor) -> Tensor:
-    """Each map from 0, its lowest value, to 255, its highest; a constant one is 0."""
+    """Scale each map from 0, its lowest value, to 255, its highest. A constant map becomes 0."""
     low, high = maps_N1hw.amin(dim=(1, 2, 3), keepdim=True), maps_N1hw.amax(dim=(1, 2, 3), keepdim=True)
     return 255 * (maps_N1hw - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
 

@@ -1,14 +1,11 @@
-"""Curves and hyper-parameters for TensorBoard, as an option: each trial writes a run of its own.
-
-Knows nothing of training: it is given what has been measured.
-"""
+"""Write curves and hyper-parameters for TensorBoard, one run for each trial."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fbsearch.config.models import Strict, TrialConfig
+from fbsearch.config.models import TrialConfig
 from fbsearch.errors import ConfigError
 from fbsearch.messages import EpochStats
 
@@ -25,10 +22,10 @@ CURVES = {
 
 @contextlib.contextmanager
 def curves(config: TrialConfig, *, trial: int) -> Iterator[Callable[[EpochStats], None]]:
-    """What to call after every epoch of a trial; does nothing unless `train.tensorboard` names a folder.
+    """Yield a function that writes an epoch's curves; it does nothing unless `train.tensorboard` names a folder.
 
-    Writes <folder>/trial-<number>, the curves at once, the hyper-parameters with the last validation accuracy when
-    the trial ends in whatever way. ConfigError if the package is not there or the folder cannot be written.
+    The run is <folder>/trial-<number>. When the trial ends, its hyper-parameters are written with the last validation
+    accuracy. ConfigError if the package is not installed or the folder cannot be written.
     """
     if config.train.tensorboard is None:
         yield lambda _stats: None
@@ -62,11 +59,11 @@ def _make_writer(folder: Path) -> Any:
 
 
 def _flatten(config: TrialConfig) -> dict[str, Any]:
-    """The configuration as TensorBoard's table takes it: dotted names, numbers and texts."""
-    sections: dict[str, Strict] = {"model": config.model, "train": config.train}
+    """Return the configuration as TensorBoard's table takes it: dotted names, numbers and strings."""
+    sections = config.model_dump(mode="json", include={"model", "train"})
     flat = {
         f"{section}.{field}": value if isinstance(value, (bool, int, float)) else str(value)
         for section, part in sections.items()
-        for field, value in part.model_dump(mode="json").items()
+        for field, value in part.items()
     }
     return flat | {"seed": config.seed}

@@ -1,7 +1,7 @@
-"""A worker: takes TrialConfigs, trains them one after another, gives events. Knows nothing of Optuna.
+"""Train one TrialConfig after another, and report each trial as a stream of events.
 
-It lives through many trials: the device is set up and the data set loaded once. It never waits for an answer; whether
-to stop is looked up before every step. The same `Worker` runs in a process or in the coordinator (`--workers 0`).
+A worker runs many trials: it sets up the device and loads the data once. It never waits for an answer; before every
+step it checks for a request to stop. The same `Worker` runs in a process or in the coordinator (`--workers 0`).
 """
 
 import gc
@@ -43,19 +43,18 @@ VERSIONED = ("fbsearch", "torch", "numpy")
 
 
 class Worker:
-    """One slot of a search: a device and a data set that stay, and trials that come and go."""
+    """A device and a loaded data set on which trials are trained, one at a time."""
 
     def __init__(self, number: int, data: DataConfig, *, device: str, say: Callable[[Notice], None]) -> None:
-        """Set up the device and load the data. DeviceError and DataError where that cannot be done."""
+        """Set up the device and load the data; `say` gets the progress. DeviceError or DataError if that fails."""
         started = time.perf_counter()
-        # The first optimiser of a process imports this (3 s). Better while nobody waits than in the first trial.
+        # The first optimiser of a process imports this (3 s): do it before the first trial.
         importlib.import_module("torch._dynamo")
         self.number = number
         self.device = choose_device(device)
-        # The same numbers for the same seed; on the networks here the deterministic kernels cost nothing noticeable.
+        # The same seed gives the same numbers; with these networks the deterministic kernels are not slower.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        # The test split is not for a search: it is not even loaded.
         self.data = load_dataset(
             data, device=self.device, with_test=False, on_progress=lambda text: say(Notice(number, text))
         )
@@ -71,10 +70,10 @@ class Worker:
     def run(
         self, trial: int, config: TrialConfig, *, stop_requested: Callable[[], bool] = lambda: False
     ) -> Generator[Event, None, None]:
-        """The events of one trial, from Started to Finished, Stopped or Failed.
+        """Yield the events of one trial, from Started to Finished, Stopped or Failed.
 
-        The trial ends with Stopped soon after `stop_requested` is true: it is asked before every training step.
-        Closing the generator stops the trial too, between two epochs and without an event.
+        `stop_requested` is called before every training step; if it is true the trial ends with Stopped. Closing the
+        generator ends the trial between two epochs, without an event.
         """
         try:
             torch.manual_seed(config.seed)
@@ -106,7 +105,7 @@ class Worker:
             yield Failed(self.number, trial, error.kind, str(error))
         except FbsearchError as error:
             yield Failed(self.number, trial, "invalid_configuration", str(error))
-        except Exception as error:  # a trial's bug must not take the worker down: it is recorded with its traceback
+        except Exception as error:  # a bug fails the trial, with its traceback; the worker goes on
             kind = "out_of_memory" if is_out_of_memory(error) else "error"
             message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             yield Failed(self.number, trial, kind, message, traceback.format_exc())
@@ -114,7 +113,7 @@ class Worker:
             self._free()
 
     def _gate(self, trial: int, config: TrialConfig) -> Started:
-        """What a configuration costs. Memory takes 0.2 to 0.5 s for each new network: only where it has a limit."""
+        """Measure the cost of a configuration. Memory takes 0.2 to 0.5 s: it is measured only if it is limited."""
         shape = self.data.info.shape
         cost = measure_cost(config.model, shape)
         memory_mib = None
@@ -132,7 +131,7 @@ class Worker:
 
 
 def check_limits(started: Started, limits: LimitsConfig) -> None:
-    """TrialError of the kind OVER_LIMITS that names every limit that a cost is over."""
+    """Raise TrialError of the kind OVER_LIMITS, naming each limit, if a cost is over a limit."""
     over = [
         f"{started.costs[key]:,.0f} {key} of at most {getattr(limits, key):,.0f}"
         for key, excess in limits.excess(started.costs).items()
@@ -149,7 +148,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
-    """Be a worker: read (trial, TrialConfig) or None ("stop the trial"), send events, until the process is killed."""
+    """Run a worker until the process is killed: read (trial, TrialConfig), or None to stop the trial; send events."""
     torch.set_num_threads(num_threads)
     try:
         worker = Worker(number, data, device=device, say=connection.send)
