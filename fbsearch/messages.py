@@ -178,14 +178,15 @@ class CannotStart(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied(Event):
-    """The worker is gone (crash, SIGKILL, out of memory); `trial` is what it was running. A new one is started.
+    """The worker is gone (crash, SIGKILL, out of memory). A new one is started.
 
-    `kind` is `worker_died`, or `node_lost` where its whole machine is gone, which is no trial's fault.
+    `kind` is `worker_died`, or `node_lost` if its whole machine is gone, which is no trial's fault. The worker pool
+    adds `trial`, which the worker was running, and changes the kind of a worker that it killed to `hung`.
     """
 
-    trial: int | None
     message: str
     kind: str = "worker_died"
+    trial: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,9 +88,8 @@ class LiveTable:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for column in ("worker", "device", "trial", "epoch", "val acc", "configuration"):
             table.add_column(column, no_wrap=True, overflow="ellipsis", justify="left")
-        for worker in range(state.num_workers):
-            device = state.devices.get(worker, "")
-            running = state.running.get(worker)
+        for worker, record in state.pool.workers.items():
+            device, running = record.device, record.running
             if running is None:
                 table.add_row(str(worker), device, Text("idle" if device else "starting", style="dim"))
                 continue

@@ -1,7 +1,7 @@
-"""The coordinator: asks Optuna for trials, hands them to workers, stores what comes back, prunes, tells.
+"""The coordinator of a search: ask Optuna for trials, hand them to workers, store what comes back, prune, tell.
 
-The only writer of its trials, in one process and one thread: so N means exactly N, and a dead worker is seen at once.
-Knows nothing of torch and nothing of the screen; who wants to look is called with the state after every change.
+It is the only writer of its trials and runs in one process and one thread. So N means exactly N trials, and a dead
+worker is seen at once.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import SearchError, StorageError
 from fbsearch.messages import (
-    OVER_LIMITS,
     CannotStart,
     Epoch,
     Event,
@@ -27,37 +26,28 @@ from fbsearch.messages import (
     Notice,
     Ready,
     Started,
-    Stopped,
     WorkerDied,
     WorkerLost,
 )
-from fbsearch.search.failures import Faults
-from fbsearch.search.hang_detector import Silence
-from fbsearch.search.interruption import Interruption
-from fbsearch.search.proposals import SURE_FAILURES, Proposals, Unusable
+from fbsearch.search.failures import FailurePolicy
+from fbsearch.search.proposals import MAX_DUPLICATES_IN_A_ROW, SURE_FAILURES, InvalidProposal, Proposals
+from fbsearch.search.quota import Quota
 from fbsearch.search.state import SearchState
+from fbsearch.search.stop_criterion import StopCriterion
+from fbsearch.search.worker_pool import WorkerPool
 from fbsearch.study.database import explain, storage_errors
-from fbsearch.study.locks import Alone, Crew, describe_process
+from fbsearch.study.locks import Alone, Crew
 from fbsearch.study.provenance import check_same_data, coordinator_versions, git_commit
 from fbsearch.study.retrying_storage import while_away
-from fbsearch.study.study import NUM_SHOWN, best_trial, count_trials, flush, is_among_best
-from fbsearch.study.trial_record import (
-    OverLimits,
-    RunningTrial,
-    put_back_running,
-    rank_order,
-    set_constraints,
-    tell_infeasible,
-)
+from fbsearch.study.study import NUM_SHOWN, flush, is_among_best
+from fbsearch.study.trial_record import MAX_INFEASIBLE_IN_A_ROW, RunningTrial, put_back_running, rank_order
 from fbsearch.workers.executor import Executor
 
 SECONDS_BETWEEN_LOOKS = 0.5
-# The same at what other coordinators of the study have done.
-SECONDS_BETWEEN_COUNTS = 2.0
 
 
 class Coordinator:
-    """One search from its start to N finished trials, the timeout, or an interruption."""
+    """One search, until N trials are finished, the timeout is over, or it is interrupted."""
 
     def __init__(
         self,
@@ -70,311 +60,167 @@ class Coordinator:
         trial_timeout: float | None = None,
         show: Callable[[SearchState, Event | None], None],
         crew: Crew | None = None,
+        max_duplicates: int = MAX_DUPLICATES_IN_A_ROW,
+        max_infeasible: int = MAX_INFEASIBLE_IN_A_ROW,
+        num_with_attention: int = NUM_SHOWN,
     ) -> None:
-        """`num_trials` counts what the study holds already; `timeout` is in seconds from now.
+        """Search with the workers of `executor` until the study has `num_trials` finished trials, or `timeout` seconds.
 
-        A worker is ended that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch. `crew` are
-        the study's coordinators; None is this one alone.
+        A worker is killed that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch if that is
+        None. `show` is called with the state after every event. `crew` are the study's coordinators; None is this one
+        alone. `max_duplicates` and `max_infeasible` known or too large configurations in a row end the search. The
+        attention maps of the `num_with_attention` best trials are stored.
         """
-        self.study, self.config, self.executor, self._show = study, config, executor, show
+        self.study, self.config, self._show = study, config, show
         self._crew = crew or Alone()
-        self.state = SearchState(name=config.name, num_trials=num_trials, num_workers=executor.num_workers)
-        self._count()
-        self.state.num_finished_before = self.state.num_finished
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._idle: list[int] = []
-        self._busy: set[int] = set()
-        self._lost: set[int] = set()
-        self._alone: dict[str, int] = {}  # the worker that has, or waits for, a device to itself
-        self._hung: dict[int, int] = {}  # by worker, the trial for which it was ended
-        self._backlog: list[Event] = []
-        self._silence = Silence(trial_timeout=trial_timeout)
-        self._faults = Faults(study)
+        self._pool = WorkerPool(executor, trial_timeout=trial_timeout)
+        self.state = SearchState(name=config.name, num_trials=num_trials, pool=self._pool)
+        self._stop_criterion = StopCriterion(timeout=timeout)
+        self._quota = Quota(study, self._crew, self.state)
+        self._proposals = Proposals(study, config, quota=self._quota, max_duplicates=max_duplicates)
+        self._failure_policy = FailurePolicy(study, config, max_infeasible=max_infeasible)
+        self._num_with_attention = num_with_attention
         self._environment: dict[str, Any] = {}
-        self._proposals = Proposals(study, config)
-        self._over_limits = OverLimits()
-        self._interruption = Interruption()
 
     def run(self) -> SearchState:
-        """Search. Running trials are put back when it ends early, whatever the reason; workers are ended always."""
-        with self._interruption.heard(), while_away(self.study, self._while_away):
+        """Search. At the end, whatever its reason, the workers are killed and running trials are put back."""
+        with self._stop_criterion.catch_signals(), while_away(self.study, self._while_away):
             try:
-                put_back_running(self.study, self._crew.is_own)
-                self._announce()
-                if self.state.num_finished < self.state.num_trials:
-                    self._silence.start(range(self.executor.num_workers))
-                    self.executor.start()
-                while self._go_on():
-                    self._hand_out()
-                    for event in self._receive():
-                        self._handle(event)
-                        self._show(self.state, event)
-                    self._write()
-                    self._end_silent()
-                    self._show(self.state, None)
-                while self._backlog:  # it came while the database was away, and the time was over with that
-                    for event in self._receive():
-                        self._handle(event)
-                    self._write()
+                self._search()
             except BaseException:
-                self.executor.close()
-                # What stopped the search is what is said. What cannot be put back now is at the next start.
+                self._pool.close()
+                # The first error is raised. A trial that cannot be put back now is put back at the next start.
                 with contextlib.suppress(StorageError), storage_errors("the database"):
                     put_back_running(self.study, self._crew.is_own)
                 raise
-            self.executor.close()
+            self._pool.close()
             put_back_running(self.study, self._crew.is_own)
         return self.state
 
-    def _receive(self) -> list[Event]:
-        """What workers have said: first what came while the database was away."""
-        self.state.away = ""
-        events, self._backlog = self._backlog, []
-        return events or self._listen(SECONDS_BETWEEN_LOOKS)
+    def _search(self) -> None:
+        put_back_running(self.study, self._crew.is_own)
+        self._quota.announce()
+        if self.state.num_finished < self.state.num_trials:
+            self._pool.start()
+        while not self._is_over():
+            self._hand_out()
+            self._receive()
+            self._pool.kill_hung(time.monotonic())
+            self._show(self.state, None)
+        while self._pool.has_events:  # received while the database was away, after which the search was over
+            self._receive()
 
-    def _listen(self, timeout: float) -> list[Event]:
-        events = self.executor.events(timeout=timeout)
-        for event in events:
-            self._silence.hear(event)
-        return events
+    def _is_over(self) -> bool:
+        self.state.end = self._stop_criterion.check(self.state, exhausted=self._proposals.exhausted)
+        return self.state.end is not None
 
     def _while_away(self, error: BaseException) -> bool:
-        """Go on listening while the database is away, so that no worker waits and nothing is lost; until Ctrl-C."""
+        """Go on receiving while the database is away, so that no worker waits; return False to give up."""
         self.state.away = explain(error).partition(";")[0]
-        self._backlog += self._listen(0)
+        self._pool.receive(timeout=0)
         self._show(self.state, None)
-        return not self._interruption.is_asked
-
-    def _end_silent(self) -> None:
-        """End the workers that hang; WorkerDied will follow."""
-        for worker, reason in self._silence.look(time.monotonic()):
-            running = self.state.running.get(worker)
-            self._hung[worker] = -1 if running is None else running.trial.number
-            self._silence.start([worker])
-            self.executor.kill(worker, reason=reason)
-
-    def _announce(self) -> None:
-        """Say in the study until how many trials it is searched: the most that any of its coordinators was told."""
-        with self._crew.turn():
-            told = self.study.user_attrs.get("num_trials", 0) if self._crew.num_others() else 0
-            self.study.set_user_attr("num_trials", max(told, self.state.num_trials))
-            self.study.set_user_attr("coordinator", describe_process())  # whom to name to another one, on SQLite
-
-    def _write(self) -> None:
-        """Write what has come in; look after what the study's other coordinators have done, or left undone."""
-        lost = flush(self.study)
-        for running in [running for running in self.state.running.values() if running.trial.number in lost]:
-            self._lose(running)
-        if self._crew.is_shared and time.monotonic() - self._counted >= SECONDS_BETWEEN_COUNTS:
-            if self._crew.put_back_orphans(self.study):
-                self.state.end = None  # a grid that seemed exhausted is not
-            self._count()
-            if self._num_waiting and self.state.end in ("grid_exhausted", "space_exhausted"):
-                self.state.end = None  # another coordinator has put trials back
-
-    def _count(self) -> None:
-        """Take from the database how far the study is; then only what others do changes it behind our back."""
-        state, counts, self._counted = self.state, count_trials(self.study), time.monotonic()
-        state.num_complete, state.num_pruned = counts[TrialState.COMPLETE], counts[TrialState.PRUNED]
-        state.num_failed, self._num_waiting = counts[TrialState.FAIL], counts[TrialState.WAITING]
-        state.num_infeasible, state.num_duplicates = counts["infeasible"], counts["duplicate"]
-        state.num_running_elsewhere = max(0, counts[TrialState.RUNNING] - len(state.running))
-        state.best = best_trial(self.study)
-
-    def _go_on(self) -> bool:
-        state = self.state
-        if self._interruption.is_asked:
-            state.end = "interrupted"
-        elif state.num_finished >= state.num_trials:
-            state.end = "finished"
-        elif self._deadline is not None and time.monotonic() >= self._deadline:
-            state.end = "timeout"
-        elif state.end in ("grid_exhausted", "space_exhausted"):
-            return self._num_running > 0
-        return state.end is None
-
-    @property
-    def _num_running(self) -> int:
-        """Of all coordinators; what runs before a search that is alone is put back."""
-        elsewhere = self.state.num_running_elsewhere if self._crew.is_shared else 0
-        return len(self.state.running) + elsewhere
+        return not self._stop_criterion.is_interrupted
 
     def _hand_out(self) -> None:
-        for worker in list(self._idle):
-            if self.state.end is not None or not self._has_room():
-                break
-            # A trial that needs its device for itself waits until it is free, and the others then wait for it.
-            if self.state.devices[worker] not in self._alone:
-                if not self._ask(worker):
-                    break
-                self._idle.remove(worker)
-        for device, worker in self._alone.items():
-            others = {other for other in self._busy - {worker} if self.state.devices.get(other) == device}
-            if not others and worker not in self._busy:
-                self._submit(self.state.running[worker])
+        """Ask for a trial for each idle worker, until there is none."""
+        while self._proposals.exhausted is None and (worker := self._pool.find_idle()) is not None:
+            assert self.state.dataset is not None, "an idle worker has sent its data set"
+            try:
+                proposed = self._proposals.propose(image_size=self.state.dataset.image_size)
+            except InvalidProposal as error:
+                self._fail(error.trial, kind="invalid_configuration", message=str(error))
+                return
+            if not self._crew.is_shared:
+                self.state.num_duplicates = self._proposals.num_duplicates
+            if proposed is None:
+                self.state.num_distinct = self._proposals.num_distinct
+                return
+            trial, config = proposed
+            self._pool.submit(RunningTrial(trial, config, worker), alone=trial.user_attrs.get("alone", False))
 
-    def _submit(self, running: RunningTrial) -> None:
-        if any(event.worker == running.worker for event in self._backlog):
-            return  # it died while the database was away: its WorkerDied comes next, and puts the trial back
-        running.handed_out = time.monotonic()
-        self._busy.add(running.worker)
-        self._silence.submit(running.worker)
-        self.executor.submit(running.worker, running.trial.number, running.config)
+    def _receive(self) -> None:
+        """Handle the events of all workers, and write what they change."""
+        self.state.away = ""
+        for event, running in self._pool.events(timeout=SECONDS_BETWEEN_LOOKS):
+            try:
+                self._handle(event, running)
+            except UpdateFinishedTrialError:
+                assert running is not None, "only a running trial is ended"
+                self._drop(running)
+            self._show(self.state, event)
+        ended_by_others = flush(self.study)
+        for running in self.state.running.values():
+            if running.trial.number in ended_by_others:
+                self._drop(running)
+        if self._quota.follow_others():
+            self._proposals.exhausted = None
 
-    def _has_room(self) -> bool:
-        return self.state.num_finished + self._num_running < self.state.num_trials
-
-    def _take(self) -> optuna.Trial | None:
-        """The next trial; None where the places are taken, or the grid is exhausted (`Proposals.end`)."""
-        while True:
-            with self._crew.turn():
-                if self._crew.is_shared:
-                    self._count()
-                    if not self._crew.has_turn():
-                        continue  # the server was away: another coordinator may have counted the same place free
-                    if not self._has_room():
-                        return None
-                return self._crew.ask(self.study) if self._proposals.fill_queue() else None
-
-    def _ask(self, worker: int) -> bool:
-        """Give a worker the next trial; False if there is none, or it cannot be built."""
-        assert self.state.dataset is not None, "a worker that is idle has said what its data is"
-        try:
-            proposed = self._proposals.next(self._take, image_size=self.state.dataset.image_size)
-        except Unusable as error:
-            self._failed(error.trial, kind="invalid_configuration", message=str(error))
-            return False
-        if not self._crew.is_shared:
-            self.state.num_duplicates = self._proposals.num_duplicates
-        if proposed is None:
-            self.state.end, self.state.num_distinct = self._proposals.end, len(self._proposals.known)
-            return False
-        trial, config = proposed
-        running = self.state.running[worker] = RunningTrial(trial, config, worker)
-        if trial.user_attrs.get("alone"):
-            self._alone[self.state.devices[worker]] = worker
-        else:
-            self._submit(running)
-        return True
-
-    def _handle(self, event: Event) -> None:
-        running = self.state.running.get(event.worker)
-        try:
-            self._dispatch(event)
-        except UpdateFinishedTrialError:
-            assert running is not None, "only a running trial is ended"
-            self._lose(running, is_ended=isinstance(event, Finished))
-
-    def _lose(self, running: RunningTrial, *, is_ended: bool = False) -> None:
-        """Drop a trial that another coordinator has put back, taking this one for dead: its result counts there."""
-        worker = running.worker
+    def _drop(self, running: RunningTrial) -> None:
+        """Drop a trial that another coordinator has put back, because it took this one for dead."""
         self.state.notice = f"trial {running.trial.number} was put back by another coordinator, its result is dropped"
-        if self.state.running.pop(worker, None) is None:
-            return  # told before what is known now
-        if is_ended or worker not in self._busy:
-            self._free(worker)
-        else:
-            self.executor.stop_trial(worker)
+        self._pool.stop(running)
 
-    def _dispatch(self, event: Event) -> None:
-        running = self.state.running.get(event.worker)
+    def _handle(self, event: Event, running: RunningTrial | None) -> None:
         match event:
-            case CannotStart(message=message):
-                if self.state.dataset is None:
-                    raise SearchError(message)
-                self.state.notice = message  # the others go on, and it is started again
             case Ready():
                 self._ready(event)
             case Notice(text=text):
                 self.state.notice = text
-            case Stopped() | Finished() | Failed() if running is None:
-                self._free(event.worker)  # the end of a trial that was pruned
-            case Started() if running is not None:
-                self._started(running, event)
-            case Epoch() if running is not None:
-                self._epoch(running, event)
-            case Finished() if running is not None:
-                running.store_history()
-                self._store_attention(running, event)
-                self._tell(running, TrialState.COMPLETE, value=event.value)
-                self._free(event.worker)
-            case Failed(kind=kind) if running is not None and kind == OVER_LIMITS:
-                self._free(event.worker)
-                self._infeasible(running, event.message)
-            case Failed() if running is not None:
-                self._free(event.worker)
-                self._failed(running.trial, kind=event.kind, message=event.message, details=event.details)
-            case WorkerDied() | WorkerLost() if self._interruption.is_asked:
-                pass  # a SIGTERM to the whole process group: what ran is put back at the end
-            case WorkerDied(kind=kind, message=message):
-                self._worker_gone(event.worker)
-                hung = self._hung.pop(event.worker, None)
-                if running is not None:
-                    kind = "hung" if hung == running.trial.number else kind
-                    self._failed(running.trial, kind=kind, message=message)
+            case CannotStart(message=message):
+                if self.state.dataset is None:
+                    raise SearchError(message)
+                self.state.notice = message  # the other workers go on, and this one is started again
+            case WorkerDied() | WorkerLost() if self._stop_criterion.is_interrupted:
+                pass  # SIGTERM has ended the whole process group; running trials are put back at the end
             case WorkerLost(message=message):
-                self._worker_gone(event.worker)
-                self._lost.add(event.worker)
                 self.state.notice = message
-                if len(self._lost) == self.executor.num_workers:
+                if self._pool.is_lost:
                     raise SearchError(f"no worker is left: {message}")
-
-    def _worker_gone(self, worker: int) -> None:
-        self._free(worker)
-        self._idle.remove(worker)
-        self.state.devices.pop(worker, None)
+            case Started() if running is not None:
+                device = self._pool.workers[event.worker].device
+                running.store_start(event, device=device, environment=self._environment)
+                self._failure_policy.note_costs(running.trial, event)
+            case Epoch() if running is not None:
+                self._store_epoch(running, event)
+            case Finished() if running is not None:
+                self._finish(running, event)
+            case Failed(kind=kind, message=message, details=details) if running is not None:
+                self._fail(running.trial, kind=kind, message=message, details=details)
+            case WorkerDied(kind=kind, message=message) if running is not None:
+                self._fail(running.trial, kind=kind, message=message)
 
     def _ready(self, event: Ready) -> None:
-        if self.state.dataset is None:
-            self.state.dataset = event.dataset
-            with self._crew.turn():
-                if self.state.num_finished or self._crew.num_others():
-                    check_same_data(self.config.name, self.study.user_attrs.get("dataset"), event.dataset)
-                self.study.set_user_attr("dataset", dataclasses.asdict(event.dataset))
-            self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
-            # Start-up is behind us: what is left is estimated from trials alone.
-            self.state.started = time.monotonic()
-        self.state.devices[event.worker] = event.device
         self.state.notice = ""
-        self._idle.append(event.worker)
+        if self.state.dataset is not None:
+            return
+        self.state.dataset = event.dataset
+        with self._crew.turn():
+            if self.state.num_finished or self._crew.num_others():
+                check_same_data(self.config.name, self.study.user_attrs.get("dataset"), event.dataset)
+            self.study.set_user_attr("dataset", dataclasses.asdict(event.dataset))
+        self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
+        # The time left is estimated from trials alone, without the start of the workers.
+        self.state.started = time.monotonic()
 
-    def _free(self, worker: int) -> None:
-        self.state.running.pop(worker, None)
-        self._busy.discard(worker)
-        self._alone = {device: other for device, other in self._alone.items() if other != worker}
-        self._idle = [other for other in self._idle if other != worker] + [worker]
-
-    def _started(self, running: RunningTrial, event: Started) -> None:
-        running.store_start(event, device=self.state.devices[event.worker], environment=self._environment)
-        excess = running.config.limits.excess(event.costs)
-        set_constraints(self.study, running.trial, excess)
-        self._over_limits.note(event.costs, excess)
-
-    def _infeasible(self, running: RunningTrial, message: str) -> None:
-        """End a trial whose cost is over the limits, and the search where nothing else is drawn."""
-        tell_infeasible(self.study, running.trial, constraints={}, kind=OVER_LIMITS, message=message)
-        self._proposals.known.add(running.trial, running.config)
-        self.state.num_infeasible += 1
-        if self.config.search.sampler != "grid":  # which has an end of its own
-            self._over_limits.check(running.config.limits)
-
-    def _epoch(self, running: RunningTrial, event: Epoch) -> None:
+    def _store_epoch(self, running: RunningTrial, event: Epoch) -> None:
+        """Store an epoch, and prune the trial if the pruner says so."""
         running.store_epoch(event)
         if event.stats.epoch < running.config.train.epochs and running.trial.should_prune():
             running.store_history()
             self._tell(running, TrialState.PRUNED)
-            del self.state.running[running.worker]
-            self.executor.stop_trial(running.worker)
+            self._pool.stop(running)
 
-    def _store_attention(self, running: RunningTrial, event: Finished) -> None:
-        """Keep the maps of the best at this moment only: of all trials they would be most of the database."""
-        if event.attention is not None and is_among_best(self.study, event.value, NUM_SHOWN):
+    def _finish(self, running: RunningTrial, event: Finished) -> None:
+        running.store_history()
+        # Only of the best at this moment: the maps of all trials would be most of the database.
+        if event.attention is not None and is_among_best(self.study, event.value, self._num_with_attention):
             running.trial.set_user_attr("attention", dataclasses.asdict(event.attention))
+        self._tell(running, TrialState.COMPLETE, value=event.value)
 
     def _tell(self, running: RunningTrial, state: TrialState, *, value: float | None = None) -> None:
         told = self.study.tell(running.trial, value, state=state)
-        self._proposals.known.add(told, running.config)
-        self._faults.none()
+        self._proposals.remember(told, running.config)
+        self._failure_policy.reset()
         if state == TrialState.PRUNED:
             self.state.num_pruned += 1
             return
@@ -382,13 +228,13 @@ class Coordinator:
         if self.state.best is None or rank_order(told) < rank_order(self.state.best):
             self.state.best = told
 
-    def _failed(self, trial: optuna.Trial, *, kind: str, message: str, details: str = "") -> None:
-        outcome = self._faults.record(trial, kind=kind, message=message, details=details)
+    def _fail(self, trial: optuna.Trial, *, kind: str, message: str, details: str = "") -> None:
+        outcome = self._failure_policy.record(trial, kind=kind, message=message, details=details)
         if outcome == "infeasible":
             self.state.num_infeasible += 1
         else:
             self.state.num_failed += 1
         if outcome == "again":
-            self.state.end = None  # a grid that seemed exhausted is not
+            self._proposals.exhausted = None
         elif outcome == "infeasible" or kind in SURE_FAILURES:
-            self._proposals.known.add(trial, TrialConfig.model_validate(trial.user_attrs["config"]))
+            self._proposals.remember(trial, TrialConfig.model_validate(trial.user_attrs["config"]))

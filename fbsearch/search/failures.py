@@ -1,19 +1,17 @@
-"""What becomes of a trial that failed: tried again where that can help, given up, infeasible; when a search stops.
+"""The policy for failed trials: try again, give up, or call infeasible; and when to stop the search.
 
-| kind | tries | then |
+| kind | attempts | then |
 |---|---|---|
-| `worker_died` | 3 | given up |
-| `hung` | 3 | given up |
-| `error` | 3 | given up |
-| `out_of_memory` | once more, alone on its device | infeasible: the sampler keeps away |
-| `node_lost` | until it is not lost: no attempt is counted | |
-| `non_finite_loss`, `invalid_configuration` | 1 | given up: the same configuration comes to the same |
+| `worker_died`, `hung`, `error` | 3 | given up |
+| `out_of_memory` | 1, and 1 alone on its device | infeasible: the sampler avoids it |
+| `over_limits` | 1 | infeasible |
+| `node_lost` | any number: no attempt is counted | |
+| `non_finite_loss`, `invalid_configuration` | 1 | given up: the same configuration fails again |
 
-`interrupted` trials (the search was stopped) are put back as they were and are no failures. An attempt that failed has
-the state FAIL: it does not count, and Optuna's samplers do not see it. That is right for all but memory. Where the best
-networks are those that just fit, TPE with nothing but FAIL drew 60 of 60 that did not fit (the 61st to 120th draw of
-tests/test_faults.py); but it looks at complete and pruned trials only. So the last attempt is told PRUNED with a
-violated constraint (see `outcomes`): TPE ranks it behind every feasible trial and drew 27 of 60. It counts for nothing.
+`interrupted` trials (the search was stopped) are put back unchanged and are no failures. A failed attempt has the state
+FAIL: it does not count towards N, and Optuna's samplers do not see it. If lack of memory were told FAIL, TPE would
+learn nothing from it: where the best networks are those that just fit, it drew 60 of 60 that did not (the 61st to 120th
+draw of tests/search/test_failures.py). Told PRUNED with a violated constraint (see `trial_record`), 27 of 60.
 """
 
 import re
@@ -21,66 +19,88 @@ from typing import Literal
 
 import optuna
 
+from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import SearchError
-from fbsearch.study.trial_record import fail, put_back, tell_infeasible
+from fbsearch.messages import OVER_LIMITS, Started
+from fbsearch.study.trial_record import (
+    MAX_INFEASIBLE_IN_A_ROW,
+    OverLimits,
+    fail,
+    put_back,
+    set_constraints,
+    tell_infeasible,
+)
 
-MAX_ATTEMPTS = {"non_finite_loss": 1, "invalid_configuration": 1}
+MAX_ATTEMPTS = {"non_finite_loss": 1, "invalid_configuration": 1, OVER_LIMITS: 1}
 DEFAULT_MAX_ATTEMPTS = 3
-# Different configurations failing in a row with the same reason: the search stops with it. A loss that is not finite
-# and a lack of memory are properties of the configuration, and a wide space may well give several in a row.
+# The search stops after this many different configurations in a row that failed with the same reason. A wide space may
+# well give several in a row whose loss is not finite, or that need too much memory.
 MAX_SAME_FAILURES = {"non_finite_loss": 20, "out_of_memory": 20}
 DEFAULT_MAX_SAME_FAILURES = 3
-# These come from outside as well (a machine that fills up, somebody's kill): only a configuration that they ended each
-# time it was tried tells of a bug.
-FROM_OUTSIDE = ("worker_died", "hung", "node_lost")
+# These also have causes outside (another program fills the memory or kills a worker): they indicate a bug only if every
+# attempt of a configuration ends so.
+EXTERNAL = ("worker_died", "hung", "node_lost")
 
 Outcome = Literal["again", "given_up", "infeasible"]
 
 
-class Faults:
-    """The failures of one search."""
+class FailurePolicy:
+    """Decide about the failed trials of one search."""
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-        self._same: list[tuple[str, int]] = []
+    def __init__(
+        self, study: optuna.Study, config: StudyConfig, *, max_infeasible: int = MAX_INFEASIBLE_IN_A_ROW
+    ) -> None:
+        self._study, self._search = study, config.search
+        self._over_limits = OverLimits(max_infeasible)
+        self._same: list[tuple[str, int]] = []  # reason and first attempt of the failures in a row that are alike
 
-    def none(self) -> None:
-        """A trial has finished: what failed before it was not a row."""
+    def reset(self) -> None:
+        """End the row of failures: a trial has finished."""
         self._same.clear()
 
-    def record(self, trial: optuna.Trial, *, kind: str, message: str, details: str = "") -> Outcome:
-        """End a running trial with the reason, and put its configuration back where another attempt can help.
+    def note_costs(self, trial: optuna.Trial, event: Started) -> None:
+        """Tell the sampler how far a trial that has started is over, or under, the limits."""
+        excess = self._search.limits.excess(event.costs)
+        set_constraints(self._study, trial, excess)
+        self._over_limits.note(event.costs, excess)
 
-        SearchError where different configurations fail in a row in the same way: that is a bug, or the machine's.
+    def record(self, trial: optuna.Trial, *, kind: str, message: str, details: str = "") -> Outcome:
+        """End a running trial with the reason, and put its configuration back if another attempt can help.
+
+        SearchError if different configurations fail in a row in the same way (a bug, or a fault of the machine), or
+        too many are over the limits.
         """
         if details:
             trial.set_user_attr("traceback", details)
         attempt, was_alone = trial.user_attrs.get("attempt", 1), trial.user_attrs.get("alone", False)
         outcome: Outcome = "given_up"
-        if self._helps(kind, attempt=attempt, was_alone=was_alone):
+        if self._can_retry(kind, attempt=attempt, was_alone=was_alone):
             frozen = self._study.get_trials(deepcopy=False)[trial.number]
             alone = kind == "out_of_memory" or was_alone
-            attempt += kind != "node_lost"  # all that ran there fail together, and none is to blame
+            attempt += kind != "node_lost"  # no trial of the node is to blame
             put_back(self._study, frozen, kind=kind, message=message, attempt=attempt, alone=alone)
             outcome = "again"
-        elif kind == "out_of_memory":
-            tell_infeasible(self._study, trial, constraints={kind: 1.0}, kind=kind, message=message)
+        elif kind in ("out_of_memory", OVER_LIMITS):
+            constraints = {kind: 1.0} if kind == "out_of_memory" else {}  # those of the limits are set
+            tell_infeasible(self._study, trial, constraints=constraints, kind=kind, message=message)
             outcome = "infeasible"
         else:
             fail(self._study, trial.number, kind=kind, message=message)
-        if outcome != "again" or kind not in FROM_OUTSIDE:
-            self._stop_if_always_the_same(trial, kind, message)
+        if kind == OVER_LIMITS:
+            if self._search.sampler != "grid":  # a grid comes to its end
+                self._over_limits.check(self._search.limits)
+        elif outcome != "again" or kind not in EXTERNAL:
+            self._check_row(trial, kind, message)
         return outcome
 
     @staticmethod
-    def _helps(kind: str, *, attempt: int, was_alone: bool) -> bool:
-        """Whether another attempt can help."""
+    def _can_retry(kind: str, *, attempt: int, was_alone: bool) -> bool:
         if kind == "out_of_memory":
             return not was_alone
         return kind == "node_lost" or attempt < MAX_ATTEMPTS.get(kind, DEFAULT_MAX_ATTEMPTS)
 
-    def _stop_if_always_the_same(self, trial: optuna.Trial, kind: str, message: str) -> None:
-        # The same bug may name other sizes in each trial.
+    def _check_row(self, trial: optuna.Trial, kind: str, message: str) -> None:
+        # The message of one bug may name other sizes in each trial.
         bug = f"{kind}: {re.sub('[0-9]+', '#', message)}"
         self._same = [item for item in self._same if item[0] == bug]
         self._same.append((bug, trial.user_attrs.get("retry_of", trial.number)))

@@ -1,10 +1,10 @@
-"""What a search trains next: drawn by the sampler, checked, and answered from the study where the outcome is known."""
+"""Propose the next trial: draw a configuration, check it, and answer it from the study if its outcome is known."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -12,91 +12,86 @@ from optuna.trial import FrozenTrial, TrialState
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError
+from fbsearch.search.quota import Quota
+from fbsearch.search.state import Exhausted
 from fbsearch.study.sampling import enqueue_grid_point, sample
 from fbsearch.study.trial_record import FINISHED, is_duplicate, tell_duplicate
 
-# Failures that are the configuration's own: tried again, it would end in the same way.
+# A configuration with a failure of these kinds would fail in the same way again.
 SURE_FAILURES = ("non_finite_loss",)
-# So many known configurations drawn in a row: the sampler finds no other. A grid has an end of its own.
+# After this many known configurations in a row the space is taken for exhausted. A grid has its own end.
 MAX_DUPLICATES_IN_A_ROW = 200
-# After so many the next ones are drawn at random: each duplicate makes TPE surer of the point that it repeats; where
-# nothing feasible is known yet, it may repeat the least infeasible one for ever.
+# After this many the next ones are drawn at random: each duplicate makes TPE surer of the point that it repeats. While
+# nothing feasible is known, TPE may repeat the least infeasible configuration for ever.
 MAX_DUPLICATES_OF_SAMPLER = 10
 
 
-class Unusable(Exception):
-    """A trial was drawn whose configuration cannot be built."""
+class InvalidProposal(Exception):
+    """The configuration of a `trial` cannot be built."""
 
     def __init__(self, trial: optuna.Trial, message: str) -> None:
         super().__init__(message)
         self.trial = trial
 
 
-class Known:
-    """The configurations whose outcome a study has by their canonical form: trained, infeasible, or diverging."""
+class Proposals:
+    """Draw trials from the study; `exhausted` says why there are no more."""
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-        self._ids: dict[str, int] = {}  # Optuna's own; its trials carry whole learning curves
-        for trial in study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.FAIL)):
+    def __init__(
+        self, study: optuna.Study, config: StudyConfig, *, quota: Quota, max_duplicates: int = MAX_DUPLICATES_IN_A_ROW
+    ) -> None:
+        self.num_duplicates = 0
+        self.exhausted: Exhausted | None = None
+        self._study, self._config, self._is_grid = study, config, config.search.sampler == "grid"
+        self._quota, self._max_duplicates = quota, max_duplicates
+        trials = study.get_trials(deepcopy=False)
+        self._random = optuna.samplers.RandomSampler(seed=config.search.seed + len(trials))
+        # The trials with an outcome (trained, infeasible or diverged), by configuration.
+        self._ids: dict[str, int] = {}
+        for trial in trials:
             is_known = trial.state in FINISHED or trial.user_attrs.get("failure", {}).get("kind") in SURE_FAILURES
-            if is_known and "config" in trial.user_attrs and not is_duplicate(trial):
-                self.add(trial, TrialConfig.model_validate(trial.user_attrs["config"]))
+            if is_duplicate(trial):
+                self.num_duplicates += 1
+            elif is_known and "config" in trial.user_attrs:
+                self.remember(trial, TrialConfig.model_validate(trial.user_attrs["config"]))
 
-    def __len__(self) -> int:
+    @property
+    def num_distinct(self) -> int:
+        """The number of different configurations that have an outcome."""
         return len(self._ids)
 
-    def add(self, trial: FrozenTrial | optuna.Trial, config: TrialConfig) -> None:
-        """Remember the trial that has ended with a configuration; the first one stays."""
+    def remember(self, trial: FrozenTrial | optuna.Trial, config: TrialConfig) -> None:
+        """Add a trial that has ended. Of several with the same configuration the first one is kept."""
         self._ids.setdefault(canonical(config), trial._trial_id)
 
-    def find(self, config: TrialConfig) -> FrozenTrial | None:
-        """The trial that has ended with the same configuration, if one has."""
-        found = self._ids.get(canonical(config))
-        return None if found is None else self._study._storage.get_trial(found)
+    def propose(self, *, image_size: int) -> tuple[optuna.Trial, TrialConfig] | None:
+        """Return the next trial to train and its configuration, which is stored; None if there is none now.
 
-
-class Proposals:
-    """Draws trials; `end` says why there are no more."""
-
-    def __init__(self, study: optuna.Study, config: StudyConfig) -> None:
-        self.known = Known(study)
-        self.num_duplicates = sum(map(is_duplicate, study.get_trials(deepcopy=False, states=FINISHED)))
-        self.end: Literal["grid_exhausted", "space_exhausted"] | None = None
-        self._random = optuna.samplers.RandomSampler(seed=config.search.seed + len(study.get_trials(deepcopy=False)))
-        self._study, self._config, self._is_grid = study, config, config.search.sampler == "grid"
-
-    def next(
-        self, take: Callable[[], optuna.Trial | None], *, image_size: int
-    ) -> tuple[optuna.Trial, TrialConfig] | None:
-        """The next trial to train, with its configuration, which is stored; None where there is none.
-
-        `take` gives a new trial of the study, None where none may be had. Unusable if the trial cannot be built.
+        `image_size` is in pixels. InvalidProposal if the configuration cannot be built.
         """
-        self.end = None
         num_duplicates = 0
-        while self._is_grid or num_duplicates < MAX_DUPLICATES_IN_A_ROW:
+        while self._is_grid or num_duplicates < self._max_duplicates:
             with self._drawing(at_random=num_duplicates >= MAX_DUPLICATES_OF_SAMPLER):
-                trial = take()
+                trial = self._quota.ask(self._fill_queue)
                 if trial is None:
                     return None
                 config = self._configure(trial, image_size)
-            same = self.known.find(config)
+            same = self._ids.get(canonical(config))
             if same is None:
                 return trial, config
-            tell_duplicate(self._study, trial, of=same)
+            tell_duplicate(self._study, trial, of=self._study._storage.get_trial(same))
             self.num_duplicates += 1
             num_duplicates += 1
-        self.end = "space_exhausted"
+        self.exhausted = "space_exhausted"
         return None
 
-    def fill_queue(self) -> bool:
-        """Put the grid's next point into the queue where none waits; False, and `end`, where there is none left."""
+    def _fill_queue(self) -> bool:
+        """Put the next point of a grid into the queue if the queue is empty; False if no point is left."""
         if not self._is_grid or self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return True
         if enqueue_grid_point(self._study, self._config):
             return True
-        self.end = "grid_exhausted"
+        self.exhausted = "grid_exhausted"
         return False
 
     @contextlib.contextmanager
@@ -114,7 +109,7 @@ class Proposals:
         try:
             config = self._config.trial(values, seed=self._config.search.seed + trial.number)
         except ConfigError as error:
-            raise Unusable(trial, str(error)) from None
+            raise InvalidProposal(trial, str(error)) from None
         config = config.model_copy(update={"model": config.model.resolve_stem(image_size)})
         trial.set_user_attr("config", config.model_dump(mode="json"))
         return config
@@ -124,14 +119,14 @@ SAME_ACTIVATION = {"swish": "silu"}
 
 
 def canonical(config: TrialConfig) -> str:
-    """A short key of a configuration's canonical form. Where it writes and how it is seeded is no part of it."""
+    """Return a short key that is equal for configurations that train equally; the seed is no part of it."""
     form = config.model_dump(mode="json", exclude={"seed": True, "train": {"tensorboard"}})
-    _merge_model(form["model"])
-    _merge_train(form["train"])
+    _normalize_model(form["model"])
+    _normalize_train(form["train"])
     return hashlib.blake2b(json.dumps(form, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _merge_model(model: dict[str, Any]) -> None:
+def _normalize_model(model: dict[str, Any]) -> None:
     model["activation"] = SAME_ACTIVATION.get(model["activation"], model["activation"])
     joins = max(model["fractal_levels"]) > 1
     if model["drop_path"] in ("local", "channel") and model["drop_path_prob"] == 0:
@@ -144,7 +139,7 @@ def _merge_model(model: dict[str, Any]) -> None:
         model["drop_path_prob"] = None
 
 
-def _merge_train(train: dict[str, Any]) -> None:
+def _normalize_train(train: dict[str, Any]) -> None:
     if train["optimizer"] in ("adamw", "adam"):
         train["momentum"] = None
         if train["weight_decay"] == 0:

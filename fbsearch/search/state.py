@@ -1,7 +1,4 @@
-"""What there is to see of a search at one moment: what the coordinator keeps, and the console shows.
-
-A running trial stores its own course, as user attributes. What becomes of it is the coordinator's business.
-"""
+"""The state of a search at one moment, as the coordinator keeps it and the console shows it."""
 
 import dataclasses
 import time
@@ -10,18 +7,20 @@ from typing import Literal
 from optuna.trial import FrozenTrial
 
 from fbsearch.messages import DatasetInfo
+from fbsearch.search.worker_pool import WorkerPool
 from fbsearch.study.trial_record import RunningTrial
 
-End = Literal["finished", "interrupted", "timeout", "grid_exhausted", "space_exhausted"]
+Exhausted = Literal["grid_exhausted", "space_exhausted"]
+End = Literal["finished", "interrupted", "timeout"] | Exhausted
 
 
 @dataclasses.dataclass
 class SearchState:
-    """What there is to see of a search at one moment."""
+    """The state of a search at one moment."""
 
     name: str
     num_trials: int
-    num_workers: int
+    pool: WorkerPool
     num_complete: int = 0
     num_pruned: int = 0
     num_failed: int = 0
@@ -29,15 +28,22 @@ class SearchState:
     num_duplicates: int = 0
     num_distinct: int = 0
     num_finished_before: int = 0
-    num_running_elsewhere: int = 0
+    num_running_elsewhere: int = 0  # in other coordinators of the study
     started: float = dataclasses.field(default_factory=time.monotonic)
     best: FrozenTrial | None = None
     dataset: DatasetInfo | None = None
-    devices: dict[int, str] = dataclasses.field(default_factory=dict)
-    running: dict[int, RunningTrial] = dataclasses.field(default_factory=dict)
     notice: str = ""
-    away: str = ""  # why the database is being waited for
+    away: str = ""  # why the database cannot be reached
     end: End | None = None
+
+    @property
+    def running(self) -> dict[int, RunningTrial]:
+        """The trial of each worker that has one."""
+        return self.pool.running
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running) + self.num_running_elsewhere
 
     @property
     def num_finished(self) -> int:
@@ -45,7 +51,7 @@ class SearchState:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated from the trials finished so far in this run; None before the first."""
+        """An estimate from the trials finished so far in this run; None before the first."""
         done = self.num_finished - self.num_finished_before
         if done == 0:
             return None

@@ -93,7 +93,8 @@ def tell_duplicate(study: optuna.Study, trial: optuna.Trial, *, of: FrozenTrial)
 class OverLimits:
     """The costs of configurations that were over the limits, one after another."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_in_a_row: int = MAX_INFEASIBLE_IN_A_ROW) -> None:
+        self._max_in_a_row = max_in_a_row
         self._costs: list[dict[str, float | None]] = []
 
     def note(self, costs: dict[str, float | None], excess: dict[str, float]) -> None:
@@ -105,7 +106,7 @@ class OverLimits:
 
     def check(self, limits: LimitsConfig) -> None:
         """SearchError where there are so many in a row that the limits leave too little of the space."""
-        if len(self._costs) < MAX_INFEASIBLE_IN_A_ROW:
+        if len(self._costs) < self._max_in_a_row:
             return
         kept = limits.model_dump(exclude_none=True)
         smallest = {key: min(cost[key] or 0 for cost in self._costs) for key in kept}

@@ -1,4 +1,4 @@
-"""What an executor knows of each of its workers, wherever they are: its trial, and how often it was started in vain."""
+"""The interface between a coordinator and its workers, what its implementations share, and the choice of devices."""
 
 import os
 import re
@@ -10,46 +10,35 @@ from typing import Protocol
 
 from fbsearch.config.models import TrialConfig
 from fbsearch.errors import DeviceError
-from fbsearch.messages import CannotStart, Event, Failed, Finished, Ready, Stopped, WorkerLost
+from fbsearch.messages import CannotStart, Event, Ready, WorkerLost
 
-# A worker that dies this often before it is ready will not become ready.
+# A worker is given up that dies this many times in a row before it is ready.
 MAX_STARTS = 3
 
 
 @dataclass(kw_only=True)
 class Slot:
-    """One worker, as the coordinator's side sees it. Executors add how it is reached."""
+    """The place of one worker. Executors add how the worker is reached."""
 
-    trial: int | None = None
-    ready: bool = False
-    num_starts: int = 1
-    reason: str = ""  # why it will end, or did, where that is known better than from how it ends
-
-    def take(self, trial: int) -> None:
-        """Note that the worker is given a trial; it must have none."""
-        assert self.trial is None, "the worker has a trial"
-        self.trial = trial
+    num_starts: int = 1  # since a worker was ready here
+    reason: str = ""  # of the worker's end, where it is known better than from its exit
 
     def note(self, event: Event) -> Event:
-        """Note what the worker says; the event is handed through."""
+        """Note whether the worker has started; return the event."""
         if isinstance(event, Ready):
-            self.ready = True
+            self.num_starts = 0
         elif isinstance(event, CannotStart):
             self.reason = event.message
-        elif isinstance(event, (Finished, Stopped, Failed)):
-            self.trial = None
         return event
 
-    def starts_of_next(self) -> int | None:
-        """How many starts the worker that takes this dead one's place will have had; None where they are enough."""
-        if self.ready:
-            return 1
-        return None if self.num_starts >= MAX_STARTS else self.num_starts + 1
+    def starts_of_next(self, max_starts: int = MAX_STARTS) -> int | None:
+        """Return `num_starts` of the slot after one more start; None if there have been `max_starts`."""
+        return None if self.num_starts >= max_starts else self.num_starts + 1
 
 
-def lost(number: int, reason: str) -> WorkerLost:
-    """What is said of a worker that is not started again."""
-    return WorkerLost(number, f"worker {number} was not ready after {MAX_STARTS} starts: {reason}")
+def lost(number: int, reason: str, max_starts: int = MAX_STARTS) -> WorkerLost:
+    """Return the event of a worker that is not started again."""
+    return WorkerLost(number, f"worker {number} was not ready after {max_starts} starts: {reason}")
 
 
 class Executor(Protocol):
@@ -58,34 +47,37 @@ class Executor(Protocol):
     num_workers: int
 
     def start(self) -> None:
-        """Start all workers; each will give Ready or CannotStart."""
+        """Start all workers. Each gives Ready or CannotStart."""
 
     def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
         """Hand a trial to a worker that has none."""
 
     def stop_trial(self, worker: int) -> None:
-        """Ask a worker to stop its trial soon; it gives Stopped, or the end that the trial had already come to."""
+        """Ask a worker to stop its trial soon. It gives Stopped, or Finished or Failed if the trial had ended."""
 
     def kill(self, worker: int, *, reason: str) -> None:
-        """End a worker that hangs, whatever it is doing; WorkerDied with this reason follows, and another is started.
+        """Kill a worker that hangs. WorkerDied with this reason follows, and another worker is started.
 
-        A worker inside the coordinator cannot be ended, nor be silent while somebody listens.
+        A worker inside the coordinator cannot be killed, and never hangs while the coordinator waits for events.
         """
 
     def events(self, *, timeout: float) -> list[Event]:
-        """What has happened since the last call; waits up to `timeout` seconds for the first event."""
+        """Return the events since the last call; wait up to `timeout` seconds for the first one."""
 
     def close(self) -> None:
-        """End all workers at once, whatever they are doing."""
+        """Kill all workers."""
 
 
 def num_cpus() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_gpus() -> int:
-    """CUDA devices torch can use. torch is asked in a process of its own, and only where there is an NVIDIA driver."""
+    """Return the number of CUDA devices that torch can use; 0 without an NVIDIA driver.
+
+    torch is loaded in another process. DeviceError if it cannot be loaded.
+    """
     if sys.platform == "linux" and not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
         return 0
     probe = subprocess.run(
@@ -100,10 +92,10 @@ def num_gpus() -> int:
 
 
 def devices_for(device: str, workers: int | None, *, workers_per_gpu: int = 1) -> list[str]:
-    """The device of each worker. `workers` None: `workers_per_gpu` a GPU, or without a GPU one a CPU core.
+    """Return the device of each worker. `workers` None is `workers_per_gpu` a GPU, or one a CPU core without GPUs.
 
-    `auto` takes all GPUs in turn, or the CPU where there is none; `cuda` all GPUs; `cuda:N` and `cpu` what they say.
-    DeviceError if there is no such GPU.
+    `device` is `auto` (all GPUs, or the CPU if there is none), `cuda` (all GPUs), `cuda:N` or `cpu`. DeviceError if
+    there is no such device.
     """
     if device == "cpu":
         return ["cpu"] * (workers or num_cpus())
@@ -121,5 +113,5 @@ def devices_for(device: str, workers: int | None, *, workers_per_gpu: int = 1) -
 
 
 def deal(gpus: list[str], num_workers: int) -> list[str]:
-    """The GPU of each worker, in turn: the first workers are spread over all."""
+    """Return the GPU of each worker: the first workers are spread over all GPUs."""
     return [gpus[number % len(gpus)] for number in range(num_workers)]

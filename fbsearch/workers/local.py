@@ -1,7 +1,7 @@
-"""How a coordinator reaches its workers: in processes of this machine, or in the coordinator itself.
+"""Executors of this machine: worker processes, or one worker inside the coordinator.
 
-Every executor gives the same events in the same order (see `events`). The coordinator's process stays free of torch:
-the worker is imported by name, where it runs.
+Both give the events of `messages` in the order described there. The coordinator does not load torch, so the worker is
+imported in the function that runs it.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from fbsearch.config.models import DataConfig, TrialConfig
 from fbsearch.messages import Event, Failed, Finished, Stopped, WorkerDied
-from fbsearch.workers.executor import Executor, Slot, devices_for, lost, num_cpus
+from fbsearch.workers.executor import MAX_STARTS, Executor, Slot, devices_for, lost, num_cpus
 
 if TYPE_CHECKING:
     from fbsearch.workers.worker import Worker
@@ -28,22 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class _Slot(Slot):
-    """One worker process: what the coordinator's side holds of it."""
-
     process: BaseProcess
     connection: Connection
 
 
 class ProcessExecutor:
-    """Worker processes of this machine, each with its own interpreter, living through many trials."""
+    """Worker processes, one for each item of `devices`. A process runs many trials."""
 
     # fork would copy the coordinator's threads and connections
     context: BaseContext = multiprocessing.get_context("spawn")
 
-    def __init__(self, data: DataConfig, *, devices: list[str]) -> None:
+    def __init__(self, data: DataConfig, *, devices: list[str], max_starts: int = MAX_STARTS) -> None:
         self.num_workers = len(devices)
-        self._data = data
-        self._devices = devices
+        self._data, self._devices, self._max_starts = data, devices, max_starts
         self._num_threads = max(1, num_cpus() // len(devices))
         self._slots: dict[int, _Slot] = {}
 
@@ -51,12 +48,10 @@ class ProcessExecutor:
         self._slots = {number: self._spawn(number) for number in range(self.num_workers)}
 
     def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
-        slot = self._slots[worker]
-        slot.take(trial)
-        self._send(slot, (trial, config))
+        self._send(worker, (trial, config))
 
     def stop_trial(self, worker: int) -> None:
-        self._send(self._slots[worker], None)
+        self._send(worker, None)
 
     def kill(self, worker: int, *, reason: str) -> None:
         self._slots[worker].reason = reason
@@ -85,17 +80,17 @@ class ProcessExecutor:
         self._slots = {}
 
     def _replace(self, number: int) -> Event:
-        """Start another worker in place of a dead one, unless none becomes ready, and say what happened."""
+        """Start another worker in place of a dead one, unless too many have died before they were ready."""
         dead = self._slots.pop(number)
         dead.process.join()
         reason = dead.reason or f"the worker process {_exit_reason(dead.process.exitcode)}"
         dead.process.close()
         dead.connection.close()
-        num_starts = dead.starts_of_next()
+        num_starts = dead.starts_of_next(self._max_starts)
         if num_starts is None:
-            return lost(number, reason)
+            return lost(number, reason, self._max_starts)
         self._slots[number] = self._spawn(number, num_starts=num_starts)
-        return WorkerDied(number, dead.trial, reason)
+        return WorkerDied(number, reason)
 
     def _spawn(self, number: int, *, num_starts: int = 1) -> _Slot:
         ours, theirs = self.context.Pipe()
@@ -105,7 +100,7 @@ class ProcessExecutor:
             name=f"fbsearch-worker-{number}",
             daemon=True,
         )
-        # Ctrl-C reaches every process of a terminal; the workers leave it to the coordinator from their first moment.
+        # Ctrl-C reaches every process of a terminal. Workers ignore it from their first moment, the coordinator acts.
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
         try:
@@ -116,11 +111,9 @@ class ProcessExecutor:
         theirs.close()
         return _Slot(process=process, connection=ours, num_starts=num_starts)
 
-    @staticmethod
-    def _send(slot: _Slot, message: object) -> None:
-        # A worker that has just died is found by `events`, which says so.
-        with contextlib.suppress(ConnectionError):
-            slot.connection.send(message)
+    def _send(self, worker: int, message: object) -> None:
+        with contextlib.suppress(ConnectionError):  # `events` finds a worker that has just died
+            self._slots[worker].connection.send(message)
 
 
 def _serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
@@ -132,7 +125,7 @@ def _serve(connection: Connection, number: int, data: DataConfig, device: str, n
 
 
 def _die_with_parent() -> None:
-    """End this process the moment the coordinator is gone, even when that was killed and could not say so."""
+    """End this process as soon as the coordinator has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -148,13 +141,12 @@ def _exit_reason(exitcode: int | None) -> str:
 
 
 class InProcessExecutor:
-    """One worker inside the coordinator, for debugging: breakpoints work, and a crash takes the search with it."""
+    """One worker inside the coordinator, for debugging: breakpoints work, and a crash ends the search."""
 
     num_workers = 1
 
     def __init__(self, data: DataConfig, *, device: str) -> None:
-        self._data = data
-        self._device = device
+        self._data, self._device = data, device
         self._queue: deque[Event] = deque()
         self._worker: Worker | None = None
         self._running: Generator[Event, None, None] | None = None
@@ -175,16 +167,16 @@ class InProcessExecutor:
 
     def stop_trial(self, worker: int) -> None:
         if self._running is None:
-            return  # it has come to its end, which `events` has given or will give
+            return  # `events` has given its end, or will
         self._running.close()
         self._running = None
         self._queue.append(Stopped(worker, self._trial))
 
     def kill(self, worker: int, *, reason: str) -> None:
-        raise AssertionError(f"worker {worker} is the coordinator itself, which was about to end it: {reason}")
+        raise AssertionError(f"worker {worker} runs in the coordinator and cannot be killed: {reason}")
 
     def events(self, *, timeout: float) -> list[Event]:
-        # An epoch takes as long as it takes.
+        # The timeout does not apply to an epoch.
         if not self._queue and self._running is not None:
             event = next(self._running)
             self._queue.append(event)
@@ -202,7 +194,7 @@ class InProcessExecutor:
 
 
 def make_executor(data: DataConfig, *, device: str, workers: int | None, workers_per_gpu: int = 1) -> Executor:
-    """Workers as the flags say: `workers` None is `auto`, 0 is in-process."""
+    """Return the executor for these flags: `workers` None is `auto`, 0 is in-process."""
     if workers == 0:
         return InProcessExecutor(data, device=device)
     return ProcessExecutor(data, devices=devices_for(device, workers, workers_per_gpu=workers_per_gpu))

@@ -115,7 +115,6 @@ class RayExecutor:
         self._slots = {number: self._spawn(number) for number in range(self.num_workers)}
 
     def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
-        self._slots[worker].take(trial)
         self._send(worker, (trial, config))
 
     def stop_trial(self, worker: int) -> None:
@@ -207,13 +206,13 @@ class RayExecutor:
             return None
         del self._slots[number]
         ray.kill(dead.actor)  # an actor that is only cut off must not train on
-        starts = dead.num_starts if is_node_lost else dead.starts_of_next()
+        starts = max(1, dead.num_starts) if is_node_lost else dead.starts_of_next()
         if starts is None:
             return lost(number, dead.reason)
         self._slots[number] = self._spawn(number, num_starts=starts)
         if is_node_lost:
-            return WorkerDied(number, dead.trial, f"the node {dead.address} was lost", kind="node_lost")
-        return WorkerDied(number, dead.trial, dead.reason)
+            return WorkerDied(number, f"the node {dead.address} was lost", kind="node_lost")
+        return WorkerDied(number, dead.reason)
 
     def _report_waiting(self, events: list[Event]) -> list[Event]:
         """Return a notice if the number of workers without a node has changed, or a Ready has replaced the last one."""

@@ -24,6 +24,8 @@ from fbsearch.study.trial_record import is_duplicate, is_finished, is_infeasible
 from fbsearch.workers.executor import Executor
 from fbsearch.workers.local import InProcessExecutor, ProcessExecutor
 
+# 200 known configurations in a row take TPE several seconds.
+FEW_DUPLICATES = 25
 SPACE: dict[str, Any] = {
     "model.fractal_levels": {"num_stages": [1, 2], "level": [1]},
     "train.learning_rate": {"low": 0.003, "high": 0.05, "log": True},
@@ -46,12 +48,6 @@ def make_config(*, space: dict[str, Any] = SPACE, search: dict[str, Any] | None 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'search.db'}"
-
-
-@pytest.fixture
-def few_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search ends after 25 known configurations in a row: 200 take TPE several seconds."""
-    monkeypatch.setattr("fbsearch.search.proposals.MAX_DUPLICATES_IN_A_ROW", 25)
 
 
 @pytest.fixture
@@ -173,12 +169,11 @@ def test_search_the_same_failure_in_three_trials_stops_with_its_message(open_stu
     assert {trial.user_attrs["failure"]["kind"] for trial in study.trials} == {"invalid_configuration"}
 
 
-@pytest.mark.usefixtures("few_duplicates")
 def test_search_a_loss_that_is_not_finite_is_recorded_and_not_tried_again(open_study: Any) -> None:
     space = {"train.learning_rate": {"choices": [0.01, 0.02, 0.03, 1e30]}}
     config = make_config(space=space, optimizer="sgd", schedule="constant", epochs=1)
     study = open_study(config)
-    state = search(study, config, num_trials=4)
+    state = search(study, config, num_trials=4, max_duplicates=FEW_DUPLICATES)
     failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
     # Drawn again, it is answered from the study: there are three other configurations, and the search ends with them.
     assert (state.end, state.num_finished, state.num_distinct, len(failed)) == ("space_exhausted", 3, 4, 1)
@@ -291,13 +286,10 @@ def test_search_works_outside_the_main_thread(open_study: Any) -> None:
     assert len(study.trials) == 1
 
 
-def test_search_keeps_attention_maps_of_the_best_at_their_moment(
-    open_study: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fbsearch.search.coordinator.NUM_SHOWN", 1)
+def test_search_keeps_attention_maps_of_the_best_at_their_moment(open_study: Any) -> None:
     config = make_config()
     study = open_study(config)
-    search(study, config, num_trials=5)
+    search(study, config, num_trials=5, num_with_attention=1)
     best, expected = -1.0, []
     for trial in study.trials:
         if trial.values[0] >= best:
@@ -332,25 +324,21 @@ def test_search_over_the_limits_is_not_trained_and_not_counted(open_study: Any) 
     assert search(study, config, num_trials=3).num_infeasible == len(over)
 
 
-def test_search_with_limits_that_nothing_meets_stops_and_says_so(
-    open_study: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fbsearch.study.trial_record.MAX_INFEASIBLE_IN_A_ROW", 5)
+def test_search_with_limits_that_nothing_meets_stops_and_says_so(open_study: Any) -> None:
     config = make_config(search={"limits": {"flops": 10}})
     study = open_study(config)
     with pytest.raises(SearchError, match=r"5 configurations .* flops at most 10, the smallest had \d") as caught:
-        search(study, config, num_trials=3)
+        search(study, config, num_trials=3, max_infeasible=5)
     assert "fbsearch validate" in str(caught.value)
     assert len(study.trials) == 5 and all(map(is_infeasible, study.trials))
 
 
-@pytest.mark.usefixtures("few_duplicates")
 def test_search_small_space_trains_each_configuration_once_and_ends(open_study: Any) -> None:
     # momentum is no part of adamw: three distinct configurations of six.
     space = {"train.learning_rate": {"choices": [0.01, 0.02, 0.03]}, "train.momentum": {"choices": [0.5, 0.9]}}
     config = make_config(space=space, epochs=1)
     study = open_study(config)
-    state = search(study, config, num_trials=10)
+    state = search(study, config, num_trials=10, max_duplicates=FEW_DUPLICATES)
     assert (state.end, state.num_finished, state.num_distinct) == ("space_exhausted", 3, 3)
     trained = [trial for trial in study.trials if is_finished(trial)]
     assert sorted(trial.params["train.learning_rate"] for trial in trained) == [0.01, 0.02, 0.03]
@@ -381,12 +369,11 @@ def test_search_grid_answers_equal_points_from_the_study(open_study: Any) -> Non
     assert (state.end, state.num_finished, state.num_duplicates) == ("grid_exhausted", 2, 2)
 
 
-@pytest.mark.usefixtures("few_duplicates")
 def test_search_with_duplicates_can_be_exported_with_what_it_cost(open_study: Any) -> None:
     space: dict[str, Any] = {"model.base_channels": {"choices": [4, 8]}, "model.fractal_levels": {"choices": [[1]]}}
     config = make_config(space=space, epochs=1)
     study = open_study(config)
-    state = search(study, config, num_trials=3)
+    state = search(study, config, num_trials=3, max_duplicates=FEW_DUPLICATES)
     assert state.end == "space_exhausted" and state.num_duplicates > 0
     searched = export_best(study, top=2).search
     assert searched is not None and searched.compute.num_trials == state.num_finished == 2

@@ -16,12 +16,13 @@ from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import SearchError
 from fbsearch.messages import CannotStart, Epoch, Event, Started, WorkerDied, WorkerLost
 from fbsearch.search.coordinator import Coordinator
-from fbsearch.search.failures import Faults
+from fbsearch.search.failures import FailurePolicy
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import open_storage
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import create_study, status
 from fbsearch.study.trial_record import fail, is_finished, is_infeasible, put_back, put_back_running
+from fbsearch.workers.executor import MAX_STARTS
 from fbsearch.workers.local import ProcessExecutor
 
 RATE: dict[str, Any] = {"train.learning_rate": {"low": 0.003, "high": 0.05, "log": True}}
@@ -48,8 +49,16 @@ def storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
     opened.engine.dispose()
 
 
-def search(study: optuna.Study, config: StudyConfig, *, num_workers: int, show: Any, **kwargs: Any) -> SearchState:
-    executor = ProcessExecutor(config.data, devices=["cpu"] * num_workers)
+def search(
+    study: optuna.Study,
+    config: StudyConfig,
+    *,
+    num_workers: int,
+    show: Any,
+    max_starts: int = MAX_STARTS,
+    **kwargs: Any,
+) -> SearchState:
+    executor = ProcessExecutor(config.data, devices=["cpu"] * num_workers, max_starts=max_starts)
     kwargs["show"] = lambda state, event: show(executor, state, event)
     return Coordinator(study, config, executor, **kwargs).run()
 
@@ -121,9 +130,8 @@ def photos_of_two(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_search_goes_on_without_a_worker_whose_data_are_gone_and_stops_without_any(
-    storage: Any, photos_of_two: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Any, photos_of_two: Path, cache: Path
 ) -> None:
-    monkeypatch.setattr("fbsearch.workers.executor.MAX_STARTS", 1)
     config = make_config(epochs=100_000)
     config = config.model_copy(
         update={"data": config.data.model_validate({"name": "folder", "root": str(photos_of_two)})}
@@ -145,7 +153,7 @@ def test_search_goes_on_without_a_worker_whose_data_are_gone_and_stops_without_a
     with pytest.raises(
         SearchError, match=f"no worker is left: worker 1 was not ready after 1 starts: .*{photos_of_two}"
     ):
-        search(study, config, num_trials=50, num_workers=2, show=lose)
+        search(study, config, num_trials=50, num_workers=2, max_starts=1, show=lose)
     assert [type(event) for event in seen][:3] == [WorkerDied, CannotStart, WorkerLost]
     assert {trial.state for trial in study.trials} == {TrialState.FAIL, TrialState.WAITING}
     assert sum(trial.state == TrialState.WAITING for trial in study.trials) == 2, (
@@ -153,44 +161,46 @@ def test_search_goes_on_without_a_worker_whose_data_are_gone_and_stops_without_a
     )
 
 
-def failing(study: optuna.Study, faults: Faults, *, kind: str, attempt: int, message: str = "gone") -> None:
+def failing(study: optuna.Study, policy: FailurePolicy, *, kind: str, attempt: int, message: str = "gone") -> None:
     """A new configuration that fails in its attempt of that number."""
     study.enqueue_trial({}, user_attrs={"attempt": attempt})
     while (trial := study.ask()).user_attrs.get("attempt", 1) != attempt or "follows" in trial.user_attrs:
         fail(study, trial.number, kind="interrupted", message="of no interest here")
-    faults.record(trial, kind=kind, message=message)
+    policy.record(trial, kind=kind, message=message)
 
 
-def test_faults_workers_killed_from_outside_never_stop_a_search(storage: Any) -> None:
+def test_failure_policy_workers_killed_from_outside_never_stop_a_search(storage: Any) -> None:
     study = create_study(storage, make_config())
-    faults = Faults(study)
+    policy = FailurePolicy(study, make_config())
     for kind in ("worker_died", "hung"):
         for _ in range(5):
-            failing(study, faults, kind=kind, attempt=1)
+            failing(study, policy, kind=kind, attempt=1)
 
 
 @pytest.mark.parametrize(("kind", "attempt"), [("worker_died", 3), ("hung", 3), ("error", 1)])
-def test_faults_the_same_bug_in_three_configurations_stops_with_it(storage: Any, kind: str, attempt: int) -> None:
+def test_failure_policy_the_same_bug_in_three_configurations_stops_with_it(
+    storage: Any, kind: str, attempt: int
+) -> None:
     study = create_study(storage, make_config())
-    faults = Faults(study)
+    policy = FailurePolicy(study, make_config())
     for size in (3, 4):
-        failing(study, faults, kind=kind, attempt=attempt, message=f"shape {size}")
-    faults.none()
+        failing(study, policy, kind=kind, attempt=attempt, message=f"shape {size}")
+    policy.reset()
     for size in (3, 4):
-        failing(study, faults, kind=kind, attempt=attempt, message=f"shape {size}")
+        failing(study, policy, kind=kind, attempt=attempt, message=f"shape {size}")
     with pytest.raises(SearchError, match=f"3 different trials in a row failed in the same way.*{kind}: shape 5"):
-        failing(study, faults, kind=kind, attempt=attempt, message="shape 5")
+        failing(study, policy, kind=kind, attempt=attempt, message="shape 5")
 
 
 @pytest.mark.parametrize("kind", ["worker_died", "hung", "error"])
-def test_faults_one_configuration_is_tried_three_times_and_counts_once(storage: Any, kind: str) -> None:
+def test_failure_policy_one_configuration_is_tried_three_times_and_counts_once(storage: Any, kind: str) -> None:
     study = create_study(storage, make_config())
-    faults = Faults(study)
+    policy = FailurePolicy(study, make_config())
     outcomes = []
     for _ in range(3):
         trial = study.ask()
         sample(trial, make_config())
-        outcomes.append(faults.record(trial, kind=kind, message="gone"))
+        outcomes.append(policy.record(trial, kind=kind, message="gone"))
     assert outcomes == ["again", "again", "given_up"]
     assert [trial.user_attrs.get("attempt", 1) for trial in study.trials] == [1, 2, 3]
     assert len({str(trial.params) for trial in study.trials}) == 1
@@ -198,7 +208,7 @@ def test_faults_one_configuration_is_tried_three_times_and_counts_once(storage: 
 
 def draw_with_little_memory(study: optuna.Study, config: StudyConfig, *, is_told: bool) -> list[bool]:
     """Whether each of 120 draws was too big, where the best networks are just not, and the sampler is told or not."""
-    faults = Faults(study)
+    policy = FailurePolicy(study, make_config())
     too_big = []
     while len(too_big) < 120:
         trial = study.ask()
@@ -207,8 +217,8 @@ def draw_with_little_memory(study: optuna.Study, config: StudyConfig, *, is_told
             study.tell(trial, channels / 256)
             too_big.append(False)
         elif is_told:
-            faults.record(trial, kind="out_of_memory", message="no memory")
-            faults.none()
+            policy.record(trial, kind="out_of_memory", message="no memory")
+            policy.reset()
             too_big += [True] * (trial.user_attrs.get("attempt", 1) == 1)
         else:
             fail(study, trial.number, kind="out_of_memory", message="no memory")
@@ -216,7 +226,7 @@ def draw_with_little_memory(study: optuna.Study, config: StudyConfig, *, is_told
     return too_big
 
 
-def test_faults_the_sampler_learns_to_keep_away_from_what_needs_too_much_memory(storage: Any) -> None:
+def test_failure_policy_the_sampler_learns_to_keep_away_from_what_needs_too_much_memory(storage: Any) -> None:
     config = make_config(space={"model.base_channels": {"low": 4, "high": 1024, "step": 4}})
     num_late = {}
     for is_told in (True, False):
@@ -234,11 +244,14 @@ def test_put_back_killed_before_the_end_of_the_trial_loses_nothing_and_repeats_n
     trial = study.ask()
     params = {"train.learning_rate": sample(trial, make_config())["train.learning_rate"]}
 
-    def killed(*_args: Any, **_kwargs: Any) -> None:
+    enqueue = study.enqueue_trial
+
+    def enqueue_and_be_killed(*args: Any, **kwargs: Any) -> None:
+        enqueue(*args, **kwargs)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fbsearch.study.trial_record.fail", killed)
+        patch.setattr(study, "enqueue_trial", enqueue_and_be_killed)
         put_back(study, study.trials[0], kind="worker_died", message="gone", attempt=2)
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.WAITING]
     for _ in range(2):
@@ -259,15 +272,15 @@ def test_put_back_running_keeps_the_reason_of_a_trial_that_had_failed(storage: A
 
 def test_search_a_lost_node_blames_no_trial_and_counts_no_attempt(storage: Any) -> None:
     study = create_study(storage, make_config())
-    faults = Faults(study)
+    policy = FailurePolicy(study, make_config())
     for _ in range(5):  # more than a search stops with, and than a trial is tried
-        assert faults.record(study.ask(), kind="node_lost", message="the node 10.0.0.3 was lost") == "again"
+        assert policy.record(study.ask(), kind="node_lost", message="the node 10.0.0.3 was lost") == "again"
     assert {trial.user_attrs.get("attempt", 1) for trial in study.trials} == {1}
 
 
 def test_search_out_of_memory_after_another_failure_is_tried_alone_still(storage: Any) -> None:
     study = create_study(storage, make_config())
-    faults = Faults(study)
-    assert faults.record(study.ask(), kind="worker_died", message="killed") == "again"
-    assert faults.record(study.ask(), kind="out_of_memory", message="too big") == "again"
-    assert faults.record(study.ask(), kind="out_of_memory", message="too big") == "infeasible"
+    policy = FailurePolicy(study, make_config())
+    assert policy.record(study.ask(), kind="worker_died", message="killed") == "again"
+    assert policy.record(study.ask(), kind="out_of_memory", message="too big") == "again"
+    assert policy.record(study.ask(), kind="out_of_memory", message="too big") == "infeasible"

@@ -94,13 +94,13 @@ def test_ray_with_too_little_room_runs_what_fits_and_fills_the_place_of_the_dead
     (actor,) = actors()
     os.kill(actor.pid, signal.SIGKILL)
     died = collect(executor, lambda e: isinstance(e, WorkerDied))[-1]
-    assert isinstance(died, WorkerDied) and (died.worker, died.trial, died.kind) == (first, 3, "worker_died")
+    assert isinstance(died, WorkerDied) and (died.worker, died.kind) == (first, "worker_died")
     (second,) = ready(collect(executor, lambda e: isinstance(e, Ready)))
     executor.submit(second, 4, make_trial(epochs=10_000))
     collect(executor, lambda e: isinstance(e, Started))
     executor.kill(second, reason="no sign of life")
     died = collect(executor, lambda e: isinstance(e, WorkerDied))[-1]
-    assert isinstance(died, WorkerDied) and (died.worker, died.trial, died.kind) == (second, 4, "worker_died")
+    assert isinstance(died, WorkerDied) and (died.worker, died.kind) == (second, "worker_died")
     executor.close()
     wait_until(lambda: not actors())
 

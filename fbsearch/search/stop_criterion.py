@@ -1,0 +1,52 @@
+"""When a search stops, and with which reason."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from fbsearch.search.state import End, Exhausted, SearchState
+
+
+class StopCriterion:
+    """Stop at N finished trials, after a timeout, on Ctrl-C or SIGTERM, or when there is nothing left to draw."""
+
+    def __init__(self, *, timeout: float | None = None) -> None:
+        """Start the timeout, in seconds from now."""
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self.is_interrupted = False
+
+    def check(self, state: SearchState, *, exhausted: Exhausted | None) -> End | None:
+        """Return the reason to stop now, or None. An exhausted search stops once no trial is running."""
+        if self.is_interrupted:
+            return "interrupted"
+        if state.num_finished >= state.num_trials:
+            return "finished"
+        if time.monotonic() >= self._deadline:
+            return "timeout"
+        return exhausted if state.num_running == 0 else None
+
+    @contextlib.contextmanager
+    def catch_signals(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM only set `is_interrupted`; a second Ctrl-C raises KeyboardInterrupt.
+
+        Outside the main thread, which alone receives signals, this does nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        # `timeout` and cluster managers may send SIGTERM twice; only a person presses Ctrl-C again.
+        if self.is_interrupted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_interrupted = True
