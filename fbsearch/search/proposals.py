@@ -116,6 +116,8 @@ class Proposals:
 
 
 SAME_ACTIVATION = {"swish": "silu"}
+# Ways to drop paths, with the way that is the same if the probability is 0.
+SAME_AT_ZERO = {"local": "none", "channel": "none", "mixed": "global"}
 
 
 def canonical(config: TrialConfig) -> str:
@@ -128,14 +130,11 @@ def canonical(config: TrialConfig) -> str:
 
 def _normalize_model(model: dict[str, Any]) -> None:
     model["activation"] = SAME_ACTIVATION.get(model["activation"], model["activation"])
-    joins = max(model["fractal_levels"]) > 1
-    if model["drop_path"] in ("local", "channel") and model["drop_path_prob"] == 0:
+    if model["drop_path_prob"] == 0:
+        model["drop_path"] = SAME_AT_ZERO.get(model["drop_path"], model["drop_path"])
+    if model["drop_path"] != "channel" and max(model["fractal_levels"]) == 1:  # there are no paths to drop
         model["drop_path"] = "none"
-    if model["drop_path"] == "mixed" and model["drop_path_prob"] == 0:
-        model["drop_path"] = "global"
-    if model["drop_path"] in ("local", "global", "mixed") and not joins:
-        model["drop_path"] = "none"
-    if model["drop_path"] in ("none", "global"):  # a global path is dropped with a share of its own
+    if model["drop_path"] in ("none", "global"):  # these do not use the probability
         model["drop_path_prob"] = None
 
 

@@ -1,47 +1,38 @@
 """The workers of a search and the state of each one.
 
                 Ready             submit                        stop
-    ┌> STARTING ──────> IDLE ────────────────────────> BUSY ──────────> STOPPING
+    ┌> starting ──────> idle ────────────────────────> busy ──────────> stopping
     │     │             ^  │                            ^ │                 │
-    │     │             │  └─────────> WAITING ─────────┘ │ Finished,       │ Stopped,
+    │     │             │  └─────────> waiting ─────────┘ │ Finished,       │ Stopped,
     │     │             │   submit      │      the device │ Failed          │ Finished,
     │     │             │   (alone)     │ stop  is free   │                 │ Failed
     │     │             └───────────────┴─────────────────┴─────────────────┘
-    │     └ WorkerLost ──> LOST
+    │     └ WorkerLost ──> lost
     └ WorkerDied, in any state: the executor has started another worker in its place
 
-A trial that needs its device alone is WAITING until no other worker of the device is busy or stopping; none of them is
+A trial that needs its device alone is waiting until no other worker of the device is busy or stopping; none of them is
 given a trial meanwhile. A worker that hangs is killed, and keeps its state until its WorkerDied comes.
 """
 
 import dataclasses
-import enum
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Literal
 
 from fbsearch.messages import Event, Failed, Finished, Ready, Stopped, WorkerDied, WorkerLost
 from fbsearch.search.hang_detector import HangDetector
 from fbsearch.study.trial_record import RunningTrial
 from fbsearch.workers.executor import Executor
 
-
-class WorkerState(enum.Enum):
-    """The state of a worker; the module's docstring draws the transitions."""
-
-    STARTING = enum.auto()
-    IDLE = enum.auto()
-    WAITING = enum.auto()
-    BUSY = enum.auto()
-    STOPPING = enum.auto()
-    LOST = enum.auto()
+State = Literal["starting", "idle", "waiting", "busy", "stopping", "lost"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolWorker:
     """A worker. `is_alone`: it has, or waits for, its device to itself; `is_hung`: it was killed because it hung."""
 
-    state: WorkerState
+    state: State
     device: str = ""
     running: RunningTrial | None = None
     is_alone: bool = False
@@ -56,7 +47,7 @@ class WorkerPool:
         """Kill a worker that gives no epoch for `trial_timeout` seconds; None is 10 times its usual epoch."""
         self._executor = executor
         self._hang_detector = HangDetector(trial_timeout=trial_timeout)
-        self.workers = {n: PoolWorker(state=WorkerState.STARTING) for n in range(executor.num_workers)}
+        self.workers = {n: PoolWorker(state="starting") for n in range(executor.num_workers)}
         self._queue: deque[Event] = deque()  # received, but not yet given to the coordinator
 
     def start(self) -> None:
@@ -75,14 +66,9 @@ class WorkerPool:
         return {number: worker.running for number, worker in self.workers.items() if worker.running is not None}
 
     @property
-    def devices(self) -> dict[int, str]:
-        """The device of each worker that is ready."""
-        return {number: worker.device for number, worker in self.workers.items() if worker.device}
-
-    @property
     def is_lost(self) -> bool:
         """Whether no worker is left."""
-        return all(worker.state is WorkerState.LOST for worker in self.workers.values())
+        return all(worker.state == "lost" for worker in self.workers.values())
 
     @property
     def has_events(self) -> bool:
@@ -92,18 +78,14 @@ class WorkerPool:
     def find_idle(self) -> int | None:
         """Return the worker that has been idle for longest, of those whose device nobody needs alone."""
         reserved = {worker.device for worker in self.workers.values() if worker.is_alone}
-        idle = [
-            (worker.since, number)
-            for number, worker in self.workers.items()
-            if worker.state is WorkerState.IDLE and worker.device not in reserved
-        ]
-        return min(idle)[1] if idle else None
+        idle = [n for n, worker in self.workers.items() if worker.state == "idle" and worker.device not in reserved]
+        return min(idle, key=lambda number: self.workers[number].since, default=None)
 
     def submit(self, running: RunningTrial, *, alone: bool = False) -> None:
         """Give a trial to its idle worker; `alone`, once no other worker of its device is busy."""
         worker = self.workers[running.worker]
-        assert worker.state is WorkerState.IDLE, "only an idle worker is given a trial"
-        waiting = PoolWorker(state=WorkerState.WAITING, device=worker.device, running=running, is_alone=alone)
+        assert worker.state == "idle", "only an idle worker is given a trial"
+        waiting = PoolWorker(state="waiting", device=worker.device, running=running, is_alone=alone)
         self._set(running.worker, waiting)
 
     def stop(self, running: RunningTrial) -> None:
@@ -111,10 +93,10 @@ class WorkerPool:
         worker = self.workers[running.worker]
         if worker.running is not running:
             return
-        if worker.state is WorkerState.WAITING:
-            self._set(running.worker, PoolWorker(state=WorkerState.IDLE, device=worker.device))
+        if worker.state == "waiting":
+            self._set(running.worker, PoolWorker(state="idle", device=worker.device))
         else:
-            stopping = PoolWorker(state=WorkerState.STOPPING, device=worker.device, is_alone=worker.is_alone)
+            stopping = PoolWorker(state="stopping", device=worker.device, is_alone=worker.is_alone)
             self.workers[running.worker] = stopping
             self._executor.stop_trial(running.worker)
 
@@ -145,16 +127,16 @@ class WorkerPool:
         running = worker.running
         match event:
             case Ready(device=device):
-                self._set(number, PoolWorker(state=WorkerState.IDLE, device=device))
+                self._set(number, PoolWorker(state="idle", device=device))
             case Finished() | Failed() | Stopped():
-                self._set(number, PoolWorker(state=WorkerState.IDLE, device=worker.device))
+                self._set(number, PoolWorker(state="idle", device=worker.device))
             case WorkerDied():
-                self._set(number, PoolWorker(state=WorkerState.STARTING))
+                self._set(number, PoolWorker(state="starting"))
                 if running is not None:
                     kind = "hung" if worker.is_hung else event.kind
                     event = dataclasses.replace(event, trial=running.trial.number, kind=kind)
             case WorkerLost():
-                self._set(number, PoolWorker(state=WorkerState.LOST))
+                self._set(number, PoolWorker(state="lost"))
             case _:
                 self._hang_detector.hear(event)
         return event, running
@@ -162,22 +144,21 @@ class WorkerPool:
     def _set(self, number: int, worker: PoolWorker) -> None:
         """Change a worker that is not training now, and hand out the waiting trials whose device has become free."""
         self.workers[number] = worker
-        if worker.state is WorkerState.STARTING:
+        if worker.state == "starting":
             self._hang_detector.watch(number, is_starting=True)
         else:
             self._hang_detector.forget(number)
-        for waiting in [other for other in self.workers.values() if other.state is WorkerState.WAITING]:
+        for waiting in [other for other in self.workers.values() if other.state == "waiting"]:
             self._send(waiting)
 
     def _send(self, worker: PoolWorker) -> None:
         """Hand the trial of a waiting worker to the executor, unless the trial must wait on."""
         running = worker.running
         assert running is not None, "a waiting worker has a trial"
-        training = (WorkerState.BUSY, WorkerState.STOPPING)
-        others = (other for other in self.workers.values() if other.device == worker.device and other is not worker)
-        if worker.is_alone and any(other.state in training for other in others):
+        training = [other.device for other in self.workers.values() if other.state in ("busy", "stopping")]
+        if worker.is_alone and worker.device in training:
             return
-        self.workers[running.worker] = dataclasses.replace(worker, state=WorkerState.BUSY, since=time.monotonic())
+        self.workers[running.worker] = dataclasses.replace(worker, state="busy", since=time.monotonic())
         if self._has_queued(running.worker):
             return  # an idle worker can only have died: its WorkerDied, which comes next, gives the trial back
         running.handed_out = time.monotonic()

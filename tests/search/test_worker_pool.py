@@ -24,12 +24,11 @@ from fbsearch.messages import (
     WorkerLost,
 )
 from fbsearch.search.hang_detector import MAX_START_SECONDS
-from fbsearch.search.worker_pool import WorkerPool, WorkerState
+from fbsearch.search.worker_pool import State, WorkerPool
 from fbsearch.study.trial_record import RunningTrial
 
 DIGITS = DatasetInfo(10, 1, 8, 100, 20, 20, tuple("0123456789"))
 STATS = EpochStats(1, 1.0, 0.5, 1.0, 0.5, 0.01, 1.0, 0.9, 0.1, 100.0, 10.0)
-STARTING, IDLE, WAITING, BUSY, STOPPING, LOST = WorkerState
 
 
 class ScriptedExecutor:
@@ -86,7 +85,7 @@ class Pool:
         return running
 
     @property
-    def states(self) -> list[WorkerState]:
+    def states(self) -> list[State]:
         return [worker.state for worker in self.pool.workers.values()]
 
     def hung_after(self, seconds: int) -> list[object]:
@@ -108,20 +107,20 @@ def one() -> Iterator[Pool]:
 
 def test_pool_worker_starts_is_ready_and_trains_one_trial_after_another() -> None:
     pool = Pool(1)
-    assert pool.states == [STARTING] and pool.pool.find_idle() is None and pool.pool.workers[0].device == ""
+    assert pool.states == ["starting"] and pool.pool.find_idle() is None and pool.pool.workers[0].device == ""
     pool.give(Notice(0, "5000 of 60000 images"))
-    assert pool.states == [STARTING]
+    assert pool.states == ["starting"]
     pool.ready(0)
-    assert pool.states == [IDLE] and pool.pool.find_idle() == 0 and pool.pool.workers[0].device == "cpu"
+    assert pool.states == ["idle"] and pool.pool.find_idle() == 0 and pool.pool.workers[0].device == "cpu"
     for number in (0, 1):
         running = pool.submit(0)
-        assert pool.states == [BUSY] and pool.pool.running == {0: running} and pool.pool.find_idle() is None
+        assert pool.states == ["busy"] and pool.pool.running == {0: running} and pool.pool.find_idle() is None
         assert pool.executor.calls[-1] == ("submit", 0, number)
         started, epoch = Started(0, number, 10, 1000), Epoch(0, number, STATS)
-        assert pool.give(started, epoch) == [(started, running), (epoch, running)] and pool.states == [BUSY]
+        assert pool.give(started, epoch) == [(started, running), (epoch, running)] and pool.states == ["busy"]
         finished = Finished(0, number, 0.5)
         assert pool.give(finished) == [(finished, running)]
-        assert pool.states == [IDLE] and not pool.pool.running
+        assert pool.states == ["idle"] and not pool.pool.running
     pool.pool.close()
     assert [call[0] for call in pool.executor.calls] == ["start", "submit", "submit", "close"]
 
@@ -130,14 +129,14 @@ def test_pool_worker_whose_trial_failed_is_idle_and_the_event_comes_with_its_tri
     running = one.submit(0)
     failed = Failed(0, 0, "error", "a bug")
     assert one.give(failed) == [(failed, running)]
-    assert one.states == [IDLE] and not one.pool.running
+    assert one.states == ["idle"] and not one.pool.running
 
 
 def test_pool_worker_that_cannot_start_stays_starting() -> None:
     pool = Pool(1)
     event = CannotStart(0, "absent")
     assert pool.give(event) == [(event, None)]
-    assert pool.states == [STARTING]
+    assert pool.states == ["starting"]
 
 
 def test_pool_submit_to_a_worker_that_is_not_idle_is_refused(one: Pool) -> None:
@@ -164,22 +163,22 @@ def test_pool_stopped_trial_is_no_longer_running_and_its_worker_is_idle_after_th
     """Whether it had stopped, or had come to its end before it was told to."""
     running = one.submit(0)
     one.pool.stop(running)
-    assert one.states == [STOPPING] and not one.pool.running and one.pool.find_idle() is None
+    assert one.states == ["stopping"] and not one.pool.running and one.pool.find_idle() is None
     assert one.executor.calls[-1] == ("stop_trial", 0)
     late = Epoch(0, 0, STATS)
-    assert one.give(late) == [(late, None)] and one.states == [STOPPING]
+    assert one.give(late) == [(late, None)] and one.states == ["stopping"]
     assert one.give(end) == [(end, None)]
-    assert one.states == [IDLE] and one.pool.find_idle() == 0
+    assert one.states == ["idle"] and one.pool.find_idle() == 0
 
 
 def test_pool_stop_of_a_trial_that_has_ended_leaves_the_next_trial_alone(one: Pool) -> None:
     first = one.submit(0)
     one.give(Finished(0, 0, 0.5))
     one.pool.stop(first)
-    assert one.states == [IDLE]
+    assert one.states == ["idle"]
     second = one.submit(0)
     one.pool.stop(first)
-    assert one.states == [BUSY] and one.pool.running == {0: second}
+    assert one.states == ["busy"] and one.pool.running == {0: second}
     assert not any(call[0] == "stop_trial" for call in one.executor.calls)
 
 
@@ -197,13 +196,13 @@ def alone_waiting() -> tuple[Pool, RunningTrial]:
 
 def test_pool_trial_alone_waits_for_the_others_of_its_device_which_get_no_trial() -> None:
     pool, running = alone_waiting()
-    assert pool.states == [WAITING, BUSY, IDLE, IDLE] and pool.pool.running[0] is running
+    assert pool.states == ["waiting", "busy", "idle", "idle"] and pool.pool.running[0] is running
     assert pool.executor.calls[-1] == ("submit", 1, 0)
     assert pool.pool.find_idle() == 3, "the other device is free"
     pool.submit(3)
     assert pool.pool.find_idle() is None
     pool.give(Finished(1, 0, 0.5))
-    assert pool.states == [BUSY, IDLE, IDLE, BUSY] and pool.executor.calls[-1] == ("submit", 0, 1)
+    assert pool.states == ["busy", "idle", "idle", "busy"] and pool.executor.calls[-1] == ("submit", 0, 1)
     assert pool.pool.find_idle() is None, "it is alone still"
     pool.give(Finished(0, 1, 0.5))
     assert pool.pool.find_idle() == 2
@@ -212,76 +211,77 @@ def test_pool_trial_alone_waits_for_the_others_of_its_device_which_get_no_trial(
 def test_pool_trial_alone_waits_for_a_trial_that_is_stopping() -> None:
     pool, _ = alone_waiting()
     pool.pool.stop(pool.pool.running[1])
-    assert pool.states[:2] == [WAITING, STOPPING]
+    assert pool.states[:2] == ["waiting", "stopping"]
     pool.give(Stopped(1, 0))
-    assert pool.states[:2] == [BUSY, IDLE]
+    assert pool.states[:2] == ["busy", "idle"]
 
 
 def test_pool_trial_alone_is_handed_out_when_the_other_worker_dies() -> None:
     pool, _ = alone_waiting()
     pool.give(WorkerDied(1, "killed"))
-    assert pool.states[:2] == [BUSY, STARTING]
+    assert pool.states[:2] == ["busy", "starting"]
 
 
 def test_pool_trial_alone_that_is_stopping_keeps_its_device(one: Pool) -> None:
     pool, running = alone_waiting()
     pool.give(Finished(1, 0, 0.5))
     pool.pool.stop(running)
-    assert pool.states[:3] == [STOPPING, IDLE, IDLE] and pool.pool.find_idle() == 3
+    assert pool.states[:3] == ["stopping", "idle", "idle"] and pool.pool.find_idle() == 3
     pool.give(Stopped(0, 1))
     assert pool.pool.find_idle() is not None
 
 
 def test_pool_trial_alone_on_a_free_device_is_handed_out_at_once(one: Pool) -> None:
     one.submit(0, alone=True)
-    assert one.states == [BUSY] and one.executor.calls[-1] == ("submit", 0, 0)
+    assert one.states == ["busy"] and one.executor.calls[-1] == ("submit", 0, 0)
 
 
 def test_pool_waiting_trial_that_is_stopped_was_never_handed_out() -> None:
     pool, running = alone_waiting()
     pool.pool.stop(running)
-    assert pool.states == [IDLE, BUSY, IDLE, IDLE] and pool.executor.calls[-1] == ("submit", 1, 0)
+    assert pool.states == ["idle", "busy", "idle", "idle"] and pool.executor.calls[-1] == ("submit", 1, 0)
     pool.submit(2)
-    assert pool.states[2] == BUSY, "nobody waits for the device"
+    assert pool.states[2] == "busy", "nobody waits for the device"
 
 
 # Workers that die.
 
 
 def test_pool_worker_that_dies_is_starting_in_every_state_and_gives_its_trial_back() -> None:
-    for state, has_trial in {STARTING: False, IDLE: False, BUSY: True, STOPPING: False}.items():
+    cases: dict[State, bool] = {"starting": False, "idle": False, "busy": True, "stopping": False}
+    for state, has_trial in cases.items():
         pool = Pool(1)
-        if state is not STARTING:
+        if state != "starting":
             pool.ready(0)
-        running = pool.submit(0) if state in (BUSY, STOPPING) else None
-        if running is not None and state is STOPPING:
+        running = pool.submit(0) if state in ("busy", "stopping") else None
+        if running is not None and state == "stopping":
             pool.pool.stop(running)
         assert pool.states == [state]
         [(event, given)] = pool.give(WorkerDied(0, "killed"))
         assert (event, given) == (WorkerDied(0, "killed", trial=0), running) if has_trial else (event, None)
         assert isinstance(event, WorkerDied) and event.trial == (0 if has_trial else None)
-        assert pool.states == [STARTING] and not pool.pool.running and pool.pool.workers[0].device == ""
+        assert pool.states == ["starting"] and not pool.pool.running and pool.pool.workers[0].device == ""
         pool.ready(0)
-        assert pool.states == [IDLE]
+        assert pool.states == ["idle"]
 
 
 def test_pool_waiting_worker_that_dies_gives_its_trial_back_and_frees_the_device() -> None:
     pool, running = alone_waiting()
     [(event, given)] = pool.give(WorkerDied(0, "the node was lost", kind="node_lost"))
     assert given is running and event == WorkerDied(0, "the node was lost", kind="node_lost", trial=1)
-    assert pool.states[0] == STARTING and pool.pool.find_idle() == 2
+    assert pool.states[0] == "starting" and pool.pool.find_idle() == 2
 
 
 def test_pool_is_lost_when_its_last_worker_is() -> None:
     pool = Pool(2)
     pool.give(WorkerLost(0, "absent"))
-    assert pool.states == [LOST, STARTING] and not pool.pool.is_lost
+    assert pool.states == ["lost", "starting"] and not pool.pool.is_lost
     pool.ready(1)
     assert pool.pool.find_idle() == 1
     pool.give(WorkerDied(1, "killed"))
     assert not pool.pool.is_lost
     pool.give(WorkerLost(1, "absent"))
-    assert pool.states == [LOST, LOST] and pool.pool.is_lost
+    assert pool.states == ["lost", "lost"] and pool.pool.is_lost
     assert not pool.hung_after(2 * int(MAX_START_SECONDS)), "nothing is expected from them"
 
 
@@ -294,7 +294,7 @@ def test_pool_worker_that_died_while_the_database_was_away_is_sent_nothing(one: 
     assert not any(call[0] == "submit" for call in one.executor.calls)
     [(died, given), (ready, nothing)] = one.give()
     assert died == WorkerDied(0, "killed", trial=0) and given is running
-    assert isinstance(ready, Ready) and nothing is None and one.states == [IDLE] and not one.pool.has_events
+    assert isinstance(ready, Ready) and nothing is None and one.states == ["idle"] and not one.pool.has_events
     one.submit(0)
     assert one.executor.calls[-1] == ("submit", 0, 1)
 
@@ -303,7 +303,10 @@ def test_pool_state_changes_as_each_event_is_given_and_not_before(one: Pool) -> 
     """Who shows an event sees the state that belongs to it."""
     one.submit(0)
     one.executor.due += [Epoch(0, 0, STATS), Finished(0, 0, 0.5)]
-    assert [(type(event), *one.states) for event, _ in one.pool.events(timeout=0)] == [(Epoch, BUSY), (Finished, IDLE)]
+    assert [(type(event), *one.states) for event, _ in one.pool.events(timeout=0)] == [
+        (Epoch, "busy"),
+        (Finished, "idle"),
+    ]
 
 
 # Workers that hang.
@@ -312,7 +315,7 @@ def test_pool_state_changes_as_each_event_is_given_and_not_before(one: Pool) -> 
 def test_pool_trial_that_hangs_is_killed_once_and_dies_as_hung(one: Pool) -> None:
     running = one.submit(0)
     assert one.hung_after(60) == [("kill", 0, "no epoch for 30 seconds")]
-    assert one.states == [BUSY] and one.pool.running == {0: running}, "until it is known to be dead"
+    assert one.states == ["busy"] and one.pool.running == {0: running}, "until it is known to be dead"
     [(event, given)] = one.give(WorkerDied(0, "no epoch for 30 seconds"))
     assert given is running and event == WorkerDied(0, "no epoch for 30 seconds", kind="hung", trial=0)
 
@@ -352,7 +355,7 @@ def test_pool_idle_and_waiting_workers_never_hang() -> None:
     assert not pool.hung_after(1000)
     pool.submit(1)
     pool.submit(0, alone=True)
-    assert pool.states == [WAITING, BUSY]
+    assert pool.states == ["waiting", "busy"]
     assert pool.hung_after(32) == [("kill", 1, "no epoch for 30 seconds")]
     pool.give(Finished(1, 0, 0.5))
     assert not pool.hung_after(30), "its silence counts from when it was handed out"
