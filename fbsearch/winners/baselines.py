@@ -1,9 +1,8 @@
-"""Trains what a search's result is compared with, on the same data, with the same trainer and seeds.
+"""Train baselines for a search's result on the same data, with the same trainer and seeds.
 
 `fractalnet` and `resnet18` are other networks, trained as rank 1 is (or FractalNet by its paper's recipe); `small` and
-`medium` are the documented sizes, trained with the documents' optimiser and learning rate; `random_search` is what the
-search's compute finds without a search. A baseline that cannot be built, diverges or runs out of memory fails alone.
-Must not know how results are compared.
+`medium` are the documented sizes, trained with the documents' optimiser and learning rate; `random_search` spends the
+search's compute on random configurations. A baseline that cannot be built, diverges or runs out of memory fails alone.
 """
 
 import gc
@@ -34,7 +33,7 @@ BASELINES = ("fractalnet", "resnet18", "small", "medium", "random_search")
 
 
 class Recipe(StrEnum):
-    """How FractalNet is trained: as rank 1 is, or as its paper says."""
+    """The training of FractalNet: that of rank 1, or that of its paper."""
 
     SAME = "same"
     PAPER = "paper"
@@ -42,7 +41,7 @@ class Recipe(StrEnum):
 
 @dataclass(frozen=True)
 class Baselines:
-    """What all baselines are made from: the configuration that they are compared with, and what the flags say."""
+    """The baselines of one exported configuration."""
 
     export: Export
     path: Path
@@ -55,7 +54,7 @@ class Baselines:
     view: View
 
     def train(self) -> list[Outcome]:
-        """Train the named baselines in the order of BASELINES. What the user can mend is raised as in `retrain`."""
+        """Train the named baselines in the order of BASELINES. Raises FbsearchError as `retrain` does."""
         plans: dict[str, Callable[[], tuple[list[Run], str]]] = {
             "fractalnet": lambda: self._plan_net("fractalnet"),
             "resnet18": lambda: self._plan_net("resnet18"),
@@ -84,11 +83,11 @@ class Baselines:
 
     @property
     def _trained(self) -> TrainConfig:
-        """How the configuration itself is trained."""
+        """Return the training of the configuration itself."""
         return train_config(self.config.train, self.settings, label=f"rank {self.config.rank}")
 
     def _runs(self, name: str, *, net: NetName | None = None, **changes: Any) -> list[Run]:
-        """The seeds of a baseline. RunError where its settings and the flags clash: the others are not to blame."""
+        """Return the runs of a baseline. RunError, which ends this baseline alone, where the flags contradict it."""
         config = self.config.model_copy(update=changes)
         try:
             return plan_seeds(self.export.study, config, self.settings, baseline=name, net=net)
@@ -132,7 +131,7 @@ def _count_epochs(runs: Sequence[Run]) -> str:
 
 
 def _check(runs: Sequence[Run]) -> None:
-    """RunError where the network cannot be built for these images."""
+    """Raise a RunError where the network cannot be built for these images."""
     try:
         runs[0].cost()
     except (ConfigError, RuntimeError, ValueError) as error:
@@ -140,20 +139,20 @@ def _check(runs: Sequence[Run]) -> None:
 
 
 def untuned(train: TrainConfig) -> TrainConfig:
-    """The source documents' `optim.Adam(lr=0.001)`, which has no weight decay; schedule and the rest are TrainConfig's.
+    """Return the documents' training: Adam with learning rate 0.001 and no weight decay, TrainConfig's other defaults.
 
-    TrainConfig's learning rate suits the small networks of the default study: medium does not learn with it.
-    What is no tuning is taken from `train`: its epochs, which weights are kept, the precision.
+    (TrainConfig's learning rate suits the small networks of the default study: medium does not learn with it.) Epochs,
+    kept weights and precision are those of `train`.
     """
     same = {name: getattr(train, name) for name in ("epochs", "early_stopping", "keep_best", "precision")}
     return TrainConfig(optimizer="adam", learning_rate=DOCUMENTED_RATE, weight_decay=0, **same)
 
 
 def paper_recipe(train: TrainConfig) -> TrainConfig:
-    """FractalNet's training of Larsson et al.: dropout and drop-path are in the network itself.
+    """Return the training of the FractalNet paper (Larsson et al., 2017); dropout and drop-path are in the network.
 
-    The paper names no weight decay and no label smoothing: there is none. Deviation: our sgd is Nesterov's. What is
-    not the paper's business is taken from `train`; `--epochs` shortens it, and the schedule with it.
+    The paper names no weight decay and no label smoothing, so there is none. Deviation: this sgd is Nesterov's. Kept
+    weights and precision are those of `train`; `--epochs` shortens the training and its schedule.
     """
     return TrainConfig(
         epochs=400,
@@ -171,10 +170,10 @@ def paper_recipe(train: TrainConfig) -> TrainConfig:
 
 
 def fit_size(size: ModelConfig, shape: ImageShape) -> tuple[ModelConfig, str]:
-    """A documented size that images of `shape` can go through, and what was changed for it, in words.
+    """Return a documented size that can be built for images of `shape`, and the changes in words.
 
-    First the stem becomes `auto`, then the last stages are left out: only what cannot be built. RunError where
-    nothing is left.
+    Where it cannot be built, the stem becomes `auto`; then the last stages are left out one by one. RunError where no
+    stage is left.
     """
     whole = size.fractal_levels
     candidates = [(size, "")] + [

@@ -1,8 +1,7 @@
-"""Networks on disk: the state of a run that can go on, a trained network with its card, its exported forms.
+"""Networks on disk: trained networks with their cards, and the state of a run that can go on.
 
-Every file is written whole or not at all: beside its place, flushed, renamed; on a full disk what was there stays.
-Nothing is unpickled: weights are safetensors, a run's state is read with `weights_only`. Must not know how long runs
-are planned or scored.
+Every file is written whole or not at all: on a full disk the previous file stays. Nothing is unpickled: weights are
+safetensors, a run's state is read with `weights_only`.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -33,9 +32,9 @@ CARD_NAME = "model.yaml"
 
 
 class ModelCard(ExportedConfig):
-    """What stands beside the weights: the exported configuration as it was trained, and what else images need.
+    """The file beside the weights: the configuration as it was trained, and what prediction needs.
 
-    `seed` is this training's, `value` the search's. `mean` and `std` are of each channel, of values in [0, 1].
+    `seed` is the training's, `value` the search's. `mean` and `std` are those of each channel, of values in [0, 1].
     """
 
     format: Literal["fbsearch-model/1"] = MODEL_FORMAT
@@ -55,14 +54,14 @@ class TrainedModel:
     net: FractalBrainNet
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] to float32 of the same shape, to the last bit as in training (`Dataset.normalise`)."""
+        """Convert uint8 [B, C, H, W] to float32 of the same shape, bit for bit as in training (`Dataset.normalise`)."""
         mean_C, std_C = (torch.tensor(values, device=images_BCHW.device) for values in (self.card.mean, self.card.std))
         x_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
         return x_BCHW.sub_(mean_C.mul(255).view(-1, 1, 1)).div_(std_C.mul(255).view(-1, 1, 1))
 
 
 def build_net(config: ExportedConfig) -> FractalBrainNet:
-    """The network of a configuration, its weights drawn from torch's global generator."""
+    """Build the network of a configuration; its weights are drawn from torch's global generator."""
     return FractalBrainNet.for_images(config.model, config.shape)
 
 
@@ -77,20 +76,19 @@ def save_model(folder: Path, net: FractalBrainNet, card: ModelCard) -> None:
 
 
 def dump_card(card: ModelCard) -> str:
-    """The text of a `model.yaml`."""
-    content = {"format": card.format, "study": card.study} | card.model_dump(mode="json")
-    return to_yaml(content)
+    """Return the text of a `model.yaml`."""
+    return to_yaml({"format": card.format, "study": card.study} | card.model_dump(mode="json"))
 
 
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> TrainedModel:
-    """Read a trained model: `path` is its folder or the weights in it.
+    """Read a trained model. `path` is its folder or the weights in it.
 
-    ConfigError where there is none, or its card or weights are damaged, of a newer format or do not fit each other.
+    Raises ConfigError where there is none, and where card or weights are damaged, of a newer format or do not match.
     """
     folder = path.parent if path.is_file() else path
     weights_path = path if path.is_file() else folder / WEIGHTS_NAME
     if not weights_path.is_file():
-        raise ConfigError(f"{path}: {_what_is_missing(folder)}")
+        raise ConfigError(f"{path}: {_explain_missing(folder)}")
     card = load_card(folder / CARD_NAME)
     try:
         weights = safetensors.torch.load_file(weights_path)
@@ -105,7 +103,7 @@ def load_model(path: Path, *, device: torch.device | str = "cpu") -> TrainedMode
     return TrainedModel(folder, card, net.to(device).eval())
 
 
-def _what_is_missing(folder: Path) -> str:
+def _explain_missing(folder: Path) -> str:
     seeds = sorted(str(found.parent) for found in folder.glob(f"*/{WEIGHTS_NAME}")) if folder.is_dir() else []
     if seeds:
         return f"holds no {WEIGHTS_NAME} itself; name one of {', '.join(seeds)}"
@@ -113,7 +111,7 @@ def _what_is_missing(folder: Path) -> str:
 
 
 def load_card(path: Path) -> ModelCard:
-    """Read and check a `model.yaml`. ConfigError if it is none, or of a newer format."""
+    """Read and check a `model.yaml`. Raises ConfigError for other files and newer formats."""
     content = read_yaml(path, maker="fbsearch train")
     found = content.get("format")
     if found != MODEL_FORMAT:
@@ -133,17 +131,16 @@ def load_card(path: Path) -> ModelCard:
 
 
 def find_config(path: Path, *, rank: int) -> tuple[ExportedConfig, str]:
-    """The configuration of an export's `rank` or of a trained model, and what to call it. ConfigError for others."""
+    """Return the configuration of a trained model, or of a rank of an export, and its title. ConfigError for others."""
     if path.is_dir() or path.suffix == ".safetensors" or path.name == CARD_NAME:
         card = load_card((path if path.is_dir() else path.parent) / CARD_NAME)
         return card, f"{card.study}, rank {card.rank}, seed {card.seed}"
     export = load_export(path)
-    config = choose_config(export, path, rank=rank)
-    return config, f"{export.study}, rank {rank}"
+    return choose_config(export, path, rank=rank), f"{export.study}, rank {rank}"
 
 
 def choose_config(export: Export, path: Path, *, rank: int) -> ExportedConfig:
-    """The configuration of a rank. ConfigError says which ranks the file at `path` holds."""
+    """Return the configuration of a rank. ConfigError lists the ranks of the file at `path`."""
     for config in export.configs:
         if config.rank == rank:
             return config
@@ -152,7 +149,7 @@ def choose_config(export: Export, path: Path, *, rank: int) -> ExportedConfig:
 
 
 def check_weights(path: Path, weights: Mapping[str, Any], net: nn.Module) -> None:
-    """ConfigError that names the first tensor in which the file at `path` and the network differ."""
+    """Raise a ConfigError that names the first tensor in which the file at `path` differs from the network."""
     expected = net.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
@@ -170,20 +167,20 @@ def check_weights(path: Path, weights: Mapping[str, Any], net: nn.Module) -> Non
 
 
 def save_state(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values. StorageError if it cannot be written; what stood there before is then whole."""
-    buffer = io.BytesIO()  # torch.save into a file hides a full disk behind an assertion of its zip writer
+    """Write tensors and plain values. StorageError if they cannot be written; the previous file then stays whole."""
+    buffer = io.BytesIO()  # on a full disk, torch.save into a file raises an assertion of its zip writer
     torch.save({"format": STATE_FORMAT, **content}, buffer)
     write_bytes(path, buffer.getbuffer())
 
 
 def load_state(path: Path, *, keys: Collection[str]) -> dict[str, Any]:
-    """Read what `save_state` wrote, with `keys`. ConfigError if it is cut off, damaged, of a newer format or other."""
+    """Read a file of `save_state` that has `keys`. ConfigError if it is cut off, damaged, or of another format."""
     way_out = "delete it to train this seed from its first epoch"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of pickles that are not its own: they are refused here
+            warnings.simplefilter("ignore")  # torch warns of pickles that are not its own: they are refused here
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader lets through whatever a damaged file leads it to
+    except Exception as error:  # a damaged file may raise anything in torch's reader
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{path}: cannot be read, it is cut off or damaged ({reason}); {way_out}") from None
     found = content.get("format") if isinstance(content, dict) else None
@@ -193,7 +190,7 @@ def load_state(path: Path, *, keys: Collection[str]) -> dict[str, Any]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all. StorageError if it cannot be written; what stood there before is then whole."""
+    """Write a file whole or not at all. StorageError if it cannot be written; the previous file then stays whole."""
     try:
         write_whole(path, content)
     except OSError as error:
@@ -201,6 +198,3 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
             f"{path}: cannot be written: {error.strerror}. What was there before is whole; once that is mended, the "
             "same command goes on."
         ) from None
-
-
-# ------------------------------------------------------------------------------------------------ for other programs

@@ -1,4 +1,4 @@
-"""Trained networks for other programs: ONNX and torch.export, compared with the live network before they are kept."""
+"""Export of trained networks to ONNX and torch.export, checked against the live network before a file is kept."""
 
 import contextlib
 import copy
@@ -7,7 +7,7 @@ import importlib.util
 import io
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -22,13 +22,13 @@ from fbsearch.winners.checkpoint import CARD_NAME, TrainedModel, dump_card, writ
 ExportFormat: TypeAlias = Literal["onnx", "torch"]
 EXPORT_ENDINGS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# Largest difference of a logit from the live network's, as a share of the largest logit: rounding stays far below.
+# Largest allowed difference of a logit from the live network's, as a share of the largest logit.
 EXPORT_TOLERANCE = 1e-3
 EXPORT_BATCHES = (1, 2, 5)
 
 
 class _Deployed(nn.Module):
-    """What is exported: float32 images in [0, 1], [B, C, H, W], any B -> logits [B, K]; they are normalised inside."""
+    """The exported module: float32 images [B, C, H, W] in [0, 1], normalised inside -> logits [B, K], for any B."""
 
     mean_C11: Tensor
     std_C11: Tensor
@@ -44,7 +44,7 @@ class _Deployed(nn.Module):
 
 
 class _FoldedScaleProcessor(nn.Module):
-    """An AdaptiveScaleProcessor in eval mode with its linear layers as one; that one chooses by the batch's size."""
+    """An AdaptiveScaleProcessor in eval mode whose linear layers are always one; that one decides by the batch size."""
 
     def __init__(self, processor: AdaptiveScaleProcessor) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def _fold(net: nn.Module) -> nn.Module:
 
 
 def _lay_out(module: nn.Module) -> None:
-    """Plain contiguous tensors, each with memory of its own: torch.export's archive warns of views and strides."""
+    """Give each tensor contiguous memory of its own: torch.export's archive warns of views and strides."""
     for part in module.modules():
         for name, value in [*part.named_buffers(recurse=False), *part.named_parameters(recurse=False)]:
             plain = value.detach().clone(memory_format=torch.contiguous_format)
@@ -78,14 +78,21 @@ def _lay_out(module: nn.Module) -> None:
                 part.register_buffer(name, plain, persistent=name not in part._non_persistent_buffers_set)
 
 
-def export_model(model: TrainedModel, path: Path, *, kind: ExportFormat) -> float:
-    """Write the network as ONNX or as a `torch.export` program; any batch size, images in [0, 1], not normalised.
+def export_model(
+    model: TrainedModel,
+    path: Path,
+    *,
+    kind: ExportFormat,
+    packages: Sequence[str] = ONNX_PACKAGES,
+    tolerance: float = EXPORT_TOLERANCE,
+) -> float:
+    """Write the network as ONNX or as a `torch.export` program, for images in [0, 1] and any batch size.
 
-    The written file is read back and its logits compared with the live network's (float32, on the CPU) on random
-    images at several batch sizes; only then is it put in place. Returns the largest difference. Raises ConfigError
-    where they differ or ONNX's packages are missing, StorageError if the file cannot be written.
+    The file is read back and its logits are compared with the live network's (float32, on the CPU) on random images at
+    several batch sizes before it is put in place. Returns the largest difference, as a share of the largest logit.
+    Raises ConfigError where they differ or ONNX's packages are missing, StorageError if the file cannot be written.
     """
-    missing = [name for name in ONNX_PACKAGES if kind == "onnx" and importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if kind == "onnx" and importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'fbsearch[onnx]'")
     card = model.card
@@ -93,7 +100,7 @@ def export_model(model: TrainedModel, path: Path, *, kind: ExportFormat) -> floa
     deployed, live = _Deployed(model).eval(), copy.deepcopy(model.net).cpu().eval()
     example_BCHW = torch.rand(2, *shape)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _attention_in_steps():
-        deployed(example_BCHW)  # the first forward at a size computes its masks
+        deployed(example_BCHW)  # the first forward pass at a size computes the masks
         _lay_out(deployed)
         scratch = Path(folder) / f"model{EXPORT_ENDINGS[kind]}"
         run = (_export_onnx if kind == "onnx" else _export_torch)(deployed, example_BCHW, scratch, dump_card(card))
@@ -103,7 +110,7 @@ def export_model(model: TrainedModel, path: Path, *, kind: ExportFormat) -> floa
             expected_BK = live(model.normalise(images_BCHW))
             difference = (run(images_BCHW / 255) - expected_BK).abs().max() / expected_BK.abs().max()
             worst = max(worst, difference.item())
-        if not worst <= EXPORT_TOLERANCE:
+        if not worst <= tolerance:
             raise ConfigError(f"{path}: not written: its outputs differ from the live network's by {worst:.2g}")
         write_bytes(path, scratch.read_bytes())
     return worst
@@ -121,7 +128,7 @@ def _export_torch(module: nn.Module, example_BCHW: Tensor, path: Path, card: str
 
 def _export_onnx(module: nn.Module, example_BCHW: Tensor, path: Path, card: str) -> Callable[[Tensor], Tensor]:
     onnxruntime = importlib.import_module("onnxruntime")
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells on stderr what it does not simplify
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports on stderr what it does not simplify
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
             module,
@@ -140,8 +147,8 @@ def _export_onnx(module: nn.Module, example_BCHW: Tensor, path: Path, card: str)
 
 
 @contextlib.contextmanager
-def _attention_in_steps() -> Any:
-    """Without torch's fused attention of eval mode, which no other program has."""
+def _attention_in_steps() -> Iterator[None]:
+    """Turn off torch's fused attention of eval mode, which no other program has."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

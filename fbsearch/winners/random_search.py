@@ -1,8 +1,8 @@
-"""A random search of the space that a study searched, with the compute that the study spent: what luck alone finds.
+"""Random search of a study's space with the compute that the study spent, as a baseline.
 
-Compute is counted in FLOPs (`SearchCompute.train_flops`), the same on every machine. Each draw is trained in full on
-the training split and judged by the validation split, as the study's trials were; nothing is pruned. A finished draw
-is a file, and is not trained again. Must not know the test split, nor what the best draw is compared with.
+Compute is counted in FLOPs (`SearchCompute.train_flops`), which are the same on every machine. Each draw is trained in
+full on the training split and scored on the validation split, as the study's trials were; nothing is pruned. A finished
+draw is written to a file and not trained again.
 """
 
 import random
@@ -24,24 +24,23 @@ from fbsearch.winners.checkpoint import write_bytes
 from fbsearch.winners.plan import Run, RunError
 from fbsearch.winners.progress import View
 from fbsearch.winners.records import DRAW_FORMAT, Draw, read_record, to_json
-from fbsearch.winners.retrain import Loader, hold, prepare
+from fbsearch.winners.retrain import Loader, lock_folder, prepare
 
-# Its own seed: no sampler of a study draws from it.
 RANDOM_SEED = 20161107
-# A space whose points cannot be built is given up after so many in a row.
+# The search gives up after this many points in a row that cannot be built.
 MAX_UNBUILDABLE = 100
 
 
 @dataclass(frozen=True)
 class RandomSearch:
-    """What a random search found; `budget_flops` is what the study spent, by which it was ended."""
+    """The draws of a random search that has spent at most `budget_flops`, the compute of the study."""
 
     draws: tuple[Draw, ...]
     budget_flops: int
 
     @property
     def best(self) -> Draw:
-        """The draw of the highest validation accuracy, of equal ones the smallest. RunError where all failed."""
+        """Return the draw of the highest validation accuracy, of equal ones the smallest. RunError where all failed."""
         trained = [draw for draw in self.draws if draw.failure is None]
         if not trained:
             raise RunError(f"none of {len(self.draws)} draws could be trained: {self.draws[0].failure}")
@@ -49,22 +48,22 @@ class RandomSearch:
 
     @property
     def spent(self) -> float:
-        """The share of the budget that was used; above 1 only where the first draw alone costs more."""
+        """Return the share of the budget that was spent; above 1 only where the first draw alone costs more."""
         return sum(draw.train_flops for draw in self.draws) / self.budget_flops
 
 
 def search_randomly(
     study: str, search: Searched, config: ExportedConfig, folder: Path, *, load: Loader, view: View
 ) -> RandomSearch:
-    """Draw and train until the next draw would cost more than is left; one at least is trained.
+    """Draw and train configurations until the next one would exceed the budget; train at least one.
 
-    `config` gives data and shape. Each draw is written to `folder`. ConfigError where the folder holds another
-    search's draws, RunError where nothing of the space can be built.
+    `config` gives data and shape. Each draw is written to `folder`. Raises ConfigError where the folder holds the draws
+    of another search, RunError where no point of the space can be built.
     """
     budget = search.compute.train_flops
     space = StudyConfig(data=config.data, model=search.model, train=search.train, space=search.space)
     draws: list[Draw] = []
-    with hold(folder):
+    with lock_folder(folder):
         for number, (trial, cost) in enumerate(_points(space, config)):
             own = config.model_copy(update={"model": trial.model, "train": trial.train, "seed": trial.seed})
             run = Run(study, own, True, folder, baseline=f"random search, draw {number + 1}")
@@ -85,7 +84,7 @@ def search_randomly(
 
 
 def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialConfig, Cost]]:
-    """Endlessly many configurations that can be built. The n-th does not depend on how far it came before a kill."""
+    """Yield configurations that can be built, endlessly; always the same ones in the same order."""
     rng = random.Random(RANDOM_SEED)
     number, in_a_row = 0, 0
     while True:
@@ -102,7 +101,7 @@ def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialC
 
 
 def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Draw:
-    """Train a draw on the training split. One that fails is charged as if it had run to its end."""
+    """Train a draw on the training split; one that fails is charged for all its epochs."""
     data = prepare(load(run.config.data), run)
     torch.manual_seed(run.config.seed)
     history = []

@@ -31,7 +31,7 @@ STATE_NAME = "training.pt"
 
 
 class Loader:
-    """Data sets on one device, which is set up for the same numbers from the same seed; the newest is kept."""
+    """Load data sets to one device, which computes the same numbers for the same seed; keep the newest."""
 
     def __init__(self, device: str, *, say: Callable[[str], None]) -> None:
         self.device = choose_device(device)
@@ -42,23 +42,23 @@ class Loader:
         self._newest: tuple[DataConfig, Dataset] | None = None
 
     def __call__(self, config: DataConfig) -> Dataset:
-        """The data set of a configuration. DataError where it cannot be loaded."""
+        """Return the data set of a configuration. DataError where it cannot be loaded."""
         if self._newest is None or self._newest[0] != config:
-            self._newest = None  # two need not fit
+            self._newest = None  # the memory may not hold two
             self._newest = (config, load_dataset(config, device=self.device, on_progress=self._say))
         return self._newest[1]
 
 
 def retrain(runs: Sequence[Run], *, load: Loader, view: View, team: Team | None = None) -> list[SeedResult]:
-    """Train every run that has no result yet; returns all results, in order; of a `team`, in rank 0 alone.
+    """Train every run that has no result yet, and return all results in order; in a `team`, rank 0 alone returns them.
 
-    Raises what the user can mend as FbsearchError: a folder with a run of other settings, damaged states, data that
-    have changed or have no test split, a full disk. What was finished before stays.
+    Raises FbsearchError for a folder with a run of other settings, a damaged state, data that have changed or have no
+    test split, and a full disk. The results of finished runs stay.
     """
     results = []
     team = team or Team()
     for run in runs:
-        with hold(run.folder) if team.leads else nullcontext(), _memory_named(run):
+        with lock_folder(run.folder) if team.leads else nullcontext(), _explain_out_of_memory(run):
             result = read_result(run)
             before = result is not None
             if result is None:
@@ -70,9 +70,10 @@ def retrain(runs: Sequence[Run], *, load: Loader, view: View, team: Team | None 
 
 
 def prepare(data: Dataset, run: Run) -> Dataset:
-    """The data as a run trains on them: with the validation images among the training images unless they are kept.
+    """Return the data of a run: the validation images join the training images unless the run keeps them apart.
 
-    Mean and deviation stay those of the search's training split, under which the configuration was found.
+    Mean and deviation stay those of the search's training split. DataError where the data have changed since the export
+    or have no images to score.
     """
     info, config = data.info, run.config
     for name in ("num_classes", "in_channels", "image_size"):
@@ -96,7 +97,7 @@ def prepare(data: Dataset, run: Run) -> Dataset:
 
 
 def _run(run: Run, data: Dataset, *, view: View, team: Team) -> SeedResult | None:
-    """Train one run from where it stands, score it, write everything; the result, of a team in rank 0 alone."""
+    """Train one run from its last state, score it and write its files; in a team, rank 0 alone returns the result."""
     device = data.train.images_NCHW.device
     torch.manual_seed(run.config.seed)
     net = run.build().to(device)
@@ -123,8 +124,8 @@ def _run(run: Run, data: Dataset, *, view: View, team: Team) -> SeedResult | Non
 
 
 @contextmanager
-def _memory_named(run: Run) -> Iterator[None]:
-    """Say what needs less memory where there is not enough."""
+def _explain_out_of_memory(run: Run) -> Iterator[None]:
+    """Turn an out-of-memory error into a RunError with a way out."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -139,7 +140,7 @@ def _memory_named(run: Run) -> Iterator[None]:
 
 
 def _read_state(run: Run, net: nn.Module, device: torch.device) -> tuple[TrainState | None, list[EpochStats]]:
-    """The state to go on from and its epochs; None and no epochs at the start."""
+    """Return the state to go on from and its epochs; None and no epochs where there is no state."""
     path = run.folder / STATE_NAME
     if not path.exists():
         return None, []
@@ -154,8 +155,11 @@ def _read_state(run: Run, net: nn.Module, device: torch.device) -> tuple[TrainSt
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder, which is made; a killed holder's lock is free at once."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create a run's folder and lock it against other processes; the lock ends with its process.
+
+    Raises StorageError where another process has the lock or the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")

@@ -255,15 +255,13 @@ def test_export_onnx_gives_the_same_logits(model: TrainedModel, tmp_path: Path) 
         np.testing.assert_allclose(logits_BK, live_logits(model, images_BCHW).numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_export_onnx_without_its_packages_names_them(model: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fbsearch.winners.model_export.ONNX_PACKAGES", ("onnx_that_nobody_has",))
+def test_export_onnx_without_its_packages_names_them(model: TrainedModel) -> None:
     with pytest.raises(ConfigError, match=r"onnx needs onnx_that_nobody_has: pip install 'fbsearch\[onnx\]'"):
-        export_model(model, model.folder / "model.onnx", kind="onnx")
+        export_model(model, model.folder / "model.onnx", kind="onnx", packages=["onnx_that_nobody_has"])
 
 
-def test_export_whose_outputs_differ_is_not_written(model: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fbsearch.winners.model_export.EXPORT_TOLERANCE", -1.0)
+def test_export_whose_outputs_differ_is_not_written(model: TrainedModel) -> None:
     path = model.folder / f"model{EXPORT_ENDINGS['torch']}"
     with pytest.raises(ConfigError, match="not written: its outputs differ"):
-        export_model(model, path, kind="torch")
+        export_model(model, path, kind="torch", tolerance=-1.0)
     assert not path.exists()
