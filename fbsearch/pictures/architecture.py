@@ -1,18 +1,15 @@
-"""A network's architecture as an SVG drawing, and the table of its parts that it is drawn from.
-
-Must not know data sets, runs or files. Lengths are pixels.
+"""A network's architecture as a table of its parts and as an SVG drawing. Lengths are pixels.
 
 Shapes: C channels, H height, W width.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.markup import escape as escape_markup
 from rich.table import Table
 from torch import Tensor, nn
@@ -23,10 +20,11 @@ from fbsearch.config.models import ModelConfig
 from fbsearch.messages import ImageShape
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.network.patterns import generate_pattern
+from fbsearch.pictures.maps import color
 from fbsearch.pictures.svg import FAINT, RULE, Canvas
 
 PANEL = "#f6f8fa"
-# A convolution's colour says its column, from the shallowest to the eighth.
+# Colours of convolutions, by column from the shallowest to the eighth.
 COLUMN_COLORS = ("#a6d8d4", "#74bfc4", "#4aa0b5", "#2f7fa3", "#265f8f", "#234479", "#212d5e", "#1a1a40")
 JOIN_COLOR, SCALE_COLOR, STRIDE_COLOR, HEAD_COLOR = "#f2a33a", "#7fb069", "#9aa5b1", "#b48ead"
 NESTS = ("#ffffff", "#eef3f8")
@@ -36,7 +34,7 @@ MASK_PIXELS = 96
 
 @dataclass(frozen=True)
 class Layer:
-    """One part of a network. `shape` is its output's without the batch; `flops` of one image, a multiply-add is two."""
+    """One part of a network: output shape without the batch, parameters, FLOPs of one image (a multiply-add is two)."""
 
     name: str
     kind: str
@@ -46,25 +44,22 @@ class Layer:
 
 
 def list_layers(config: ModelConfig, shape: ImageShape) -> list[Layer]:
-    """The parts of a network in the order in which an image goes through them; nothing is computed, only counted."""
+    """Return the parts of a network in the order of the forward pass, counted on the meta device."""
     with torch.device("meta"), torch.no_grad():
         net = FractalBrainNet.for_images(config, shape).eval()
         parts = dict(_parts(net))
         shapes: dict[str, tuple[int, ...]] = {}
 
-        def remember(name: str) -> None:
-            def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-                shapes[name] = tuple((output if isinstance(output, Tensor) else output[0]).shape[1:])
+        def remember(name: str, _part: nn.Module, _inputs: object, output: Tensor) -> None:
+            shapes[name] = tuple(output.shape[1:])
 
-            parts[name].register_forward_hook(hook)
-
-        for name in parts:
-            remember(name)
+        for name, part in parts.items():
+            part.register_forward_hook(functools.partial(remember, name))
         with FlopCounterMode(display=False) as counter:
             net(torch.empty(1, shape.in_channels, shape.image_size, shape.image_size))
     counts = {key: int(sum(value.values())) for key, value in counter.get_flop_counts().items()}
     flops = {name: counts.get(f"FractalBrainNet.{name}", 0) for name in parts}
-    if "global_attention" in parts:  # the net computes it without calling the module, which only holds the parameters
+    if "global_attention" in parts:  # the module is never called: the network uses its parameters
         shapes["global_attention"] = (cast("nn.MultiheadAttention", parts["global_attention"]).embed_dim,)
         flops["global_attention"] = counts["Global"] - sum(f for name, f in flops.items() if name != "global_attention")
     return [
@@ -85,7 +80,7 @@ def _parts(net: FractalBrainNet) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _kind(name: str, module: nn.Module, config: ModelConfig) -> str:
-    """What a part is, in a few words."""
+    """Describe a part in a few words."""
     if name == "stem":
         kernel = "3x3" if config.stem == "conv3" else "7x7, stride 2"
         return f"convolution {kernel}, scale processor"
@@ -101,7 +96,7 @@ def _kind(name: str, module: nn.Module, config: ModelConfig) -> str:
 
 
 def layers_as_dict(layers: Sequence[Layer]) -> dict[str, Any]:
-    """The parts and their sums as plain values."""
+    """Return the parts and their sums as plain values."""
     return {
         "layers": [dataclasses.asdict(layer) for layer in layers],
         "num_parameters": sum(layer.num_parameters for layer in layers),
@@ -110,7 +105,7 @@ def layers_as_dict(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def layer_table(layers: Sequence[Layer], *, title: str) -> Table:
-    """The parts for people."""
+    """Return the parts as a table to print."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title=escape_markup(title), title_justify="left")
     for column in ("part", "what", "output", "parameters", "FLOPs"):
         table.add_column(column, justify="left" if column in ("part", "what", "output") else "right")
@@ -123,7 +118,7 @@ def layer_table(layers: Sequence[Layer], *, title: str) -> Table:
 
 
 def draw_architecture(exported: ExportedConfig, layers: Sequence[Layer], *, title: str) -> str:
-    """The SVG of a network: its stages from left to right, each block as the fractal of convolutions that it is.
+    """Return the SVG of a network: its stages from left to right, each block as a fractal of convolutions.
 
     `layers` are those of `list_layers` for the same configuration.
     """
@@ -154,7 +149,7 @@ def _facts(layer: Layer) -> tuple[str, str]:
 
 
 def short(count: float) -> str:
-    """A count in three digits: 11.6 M."""
+    """Format a count with three digits, such as 11.6 M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -164,7 +159,7 @@ def short(count: float) -> str:
 def _small_part(
     canvas: Canvas, x: float, middle: float, bottom: float, name: str, shape: str, more: str, *, fill: str
 ) -> float:
-    """A part without an inside, with an arrow to what follows; returns where that begins."""
+    """Draw a part as a box with an arrow to the next part; return the x where that begins."""
     width, height = 104, 54
     canvas.rect(x, middle - height / 2, width, height, fill=fill, radius=6)
     canvas.text(x + width / 2, middle + 4, name, bold=True)
@@ -182,7 +177,7 @@ def _draw_stage(
     canvas: Canvas, x: float, middle: float, bottom: float, stage: int, level: int,
     parts: Sequence[Layer | None], *, leaf_width: float,
 ) -> float:  # fmt: skip
-    """One stage in its panel; returns where the next part begins."""
+    """Draw one stage in its panel; return the x where the next part begins."""
     block, scale, down = parts
     assert block is not None and scale is not None, "every stage has them"
     block_width = _block_width(level, leaf_width)
@@ -219,7 +214,7 @@ def _block_height(level: int) -> float:
 
 
 def _draw_block(canvas: Canvas, x: float, y: float, level: int, leaf_width: float, *, depth: int, column: int) -> None:
-    """The fractal: two blocks of the level below in a row, beneath them one convolution, both into the join."""
+    """Draw the fractal: two blocks of the level below in a row, one convolution under them, and the join of both."""
     if level == 1:
         canvas.rect(x, y, leaf_width, LEAF_HEIGHT, fill=COLUMN_COLORS[column - 1])
         return
@@ -234,7 +229,7 @@ def _draw_block(canvas: Canvas, x: float, y: float, level: int, leaf_width: floa
 
 
 def _draw_head(canvas: Canvas, config: ModelConfig, layers: Sequence[Layer], *, title: str, width: float) -> None:
-    """Title, what the drawing does not show, and the mask."""
+    """Draw the title, the settings that the drawing does not show, and the mask."""
     canvas.text(30, 40, title, size=20, anchor="start", bold=True)
     total, flops = sum(layer.num_parameters for layer in layers), sum(layer.flops for layer in layers)
     lines = [
@@ -246,12 +241,9 @@ def _draw_head(canvas: Canvas, config: ModelConfig, layers: Sequence[Layer], *, 
     ]
     for i, line in enumerate(lines):
         canvas.text(30, 66 + 20 * i, line, size=12.5, anchor="start", fill=FAINT)
-    pattern_HW = generate_pattern(config.pattern, config.pattern_resolution, config.pattern_resolution)
-    light = np.array([246, 248, 250])
-    dark = np.array([26, 26, 64])
-    rgb_HWC = light + pattern_HW[:, :, None] * (dark - light)
+    mask_HW = generate_pattern(config.pattern, config.pattern_resolution, config.pattern_resolution)
     left = width - 30 - MASK_PIXELS
-    canvas.picture(left, 24, MASK_PIXELS, Image.fromarray(rgb_HWC.round().astype(np.uint8)))
+    canvas.picture(left, 24, MASK_PIXELS, color(mask_HW))
     canvas.text(left + MASK_PIXELS / 2, 136, config.pattern.value, size=11, fill=FAINT)
 
 
@@ -260,7 +252,7 @@ def _draw_legend(canvas: Canvas, y: float, highest: int) -> None:
     entries += [(JOIN_COLOR, "join with learned gates"), (SCALE_COLOR, "scale processor 1x1, 3x3, 5x5")]
     entries += [(STRIDE_COLOR, "convolution of stride 2")]
     x = 30.0
-    for color, label in entries:
-        canvas.rect(x, y - 10, 14, 12, fill=color)
+    for fill, label in entries:
+        canvas.rect(x, y - 10, 14, 12, fill=fill)
         canvas.text(x + 20, y, label, size=11, anchor="start", fill=FAINT)
         x += 40 + 6.2 * len(label)

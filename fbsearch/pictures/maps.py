@@ -1,7 +1,6 @@
-"""Pictures and figures of what the network looks through: its fractal masks, and its maps before and after training.
+"""Pictures of fractal masks, and of attention maps before and after training.
 
-Knows nothing of studies, trials or training: nets and images are given. Torch is imported by the functions that are
-given nets, so that patterns are drawn without it.
+Torch is imported by the functions that are given networks, so that patterns are drawn without it.
 
 Shapes: N images, B images of a batch, C channels, H height, W width.
 """
@@ -33,11 +32,8 @@ NAME_CHARACTERS = 24
 BANDS = ("alpha: m", "beta: 1 - m", "gamma: m / 2", "theta: sin(pi m)")
 
 
-# ------------------------------------------------------------------------------------------------------- the patterns
-
-
 def color(mask_HW: NDArray[np.float32]) -> Image.Image:
-    """A mask in [0, 1] as a picture in the colours of plotly's Magma, dark for 0."""
+    """Return a mask in [0, 1] as a picture in the colours of plotly's Magma, dark for 0."""
     stops = np.linspace(0, 1, 256)
     scale = plotly.colors.sample_colorscale("Magma", stops.tolist(), colortype="tuple")
     palette = (np.array(scale) * 255).round().astype(np.uint8)
@@ -60,12 +56,9 @@ def draw_patterns(path: Path, *, size: int) -> None:
     picture.save(path, format="PNG")
 
 
-# ----------------------------------------------------------------------------------------------------------- the nets
-
-
 @dataclass(frozen=True)
 class Samples:
-    """Images to analyse: `x_BCHW` as the net takes them, the first N of them as pictures with their classes' names."""
+    """Images to analyse: `x_BCHW` as the network takes them, the first N as pictures with their classes."""
 
     x_BCHW: "Tensor"
     images_NHWC: NDArray[np.uint8]
@@ -74,7 +67,7 @@ class Samples:
 
 
 def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
-    """Write a PNG of what each stage's bands are multiplied by, at the stage's resolution, on one scale from 0 to 1."""
+    """Write a PNG of the masks that multiply the bands, at the resolution of each stage, on one scale from 0 to 1."""
     import torch
 
     side = image_size if net.config.stem == "conv3" else (image_size + 1) // 2
@@ -94,10 +87,10 @@ def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
 def draw_attention(
     path: Path, trained: "FractalBrainNet", samples: Samples, analyses: "Sequence[tuple[str, PatternAnalysis]]"
 ) -> None:
-    """Write a PNG with a row for each sample image: the image, then each net's map after each stage.
+    """Write a PNG with a row for each sample image: the image, then the map of each network after each stage.
 
-    `analyses` are names of nets and what they gave for `samples.x_BCHW`. Each map is scaled to its own range. Beside
-    the image stand its class and what `trained` takes it for.
+    `analyses` are names of networks and their analyses of `samples.x_BCHW`. Each map is scaled to its own range. The
+    label of a row has the class of the image and the prediction of `trained`.
     """
     import torch
 
@@ -119,16 +112,16 @@ def draw_attention(
 
 
 def row_label(true: str, said: str, share: float) -> str:
-    """What stands beside an image: its class, what the net takes it for, and how sure it is."""
+    """Return the label of an image: its class, the predicted class and its probability."""
     return f"is {true[:NAME_CHARACTERS]}\nsaid {said[:NAME_CHARACTERS]}\n({share:.0%})"
 
 
 def draw_maps(
     images_NHWC: NDArray[np.uint8], columns: Sequence[tuple[str, NDArray[Any]]], *, rows: Sequence[str]
 ) -> Image.Image:
-    """A picture with a row for each image: the image, then its map of each column, scaled to its own range.
+    """Return a picture with a row for each image: the image, then its map of each column, scaled to its own range.
 
-    `columns` are labels and maps [N, h, w]; `rows` the labels beside the images.
+    `columns` are labels and maps [N, h, w], `rows` the labels of the images.
     """
     tiles = [
         [_photo(image_HWC), *(_map_picture(maps_Nhw[index].astype(np.float32)) for _, maps_Nhw in columns)]
@@ -149,7 +142,7 @@ def _map_picture(map_HW: NDArray[np.float32]) -> Image.Image:
 
 
 def _enlarge(picture: Image.Image) -> Image.Image:
-    """To a tile's width: pixels stay visible as squares, and large pictures are made smaller."""
+    """Resize to the width of a tile; pixels of small pictures stay visible as squares."""
     size = (TILE_PIXELS, max(1, TILE_PIXELS * picture.height // picture.width))
     how = Image.Resampling.LANCZOS if picture.width > TILE_PIXELS else Image.Resampling.NEAREST
     return picture.resize(size, how)
@@ -158,7 +151,7 @@ def _enlarge(picture: Image.Image) -> Image.Image:
 def _draw_grid(
     tiles: Sequence[Sequence[Image.Image]], *, title: str, columns: Sequence[str], rows: Sequence[str]
 ) -> Image.Image:
-    """Tiles in rows with labels to the left, columns with labels above, under a title."""
+    """Arrange tiles under a title, with labels to the left of the rows and above the columns."""
     font, title_font = ImageFont.load_default(size=FONT_PIXELS), ImageFont.load_default(size=FONT_PIXELS + 2)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
 

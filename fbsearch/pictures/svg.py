@@ -1,4 +1,4 @@
-"""A canvas for SVG drawings: plain text without scripts; text from outside is escaped. Lengths are pixels."""
+"""A canvas for SVG drawings without scripts; text is escaped. Lengths are pixels."""
 
 import base64
 import io
@@ -71,7 +71,7 @@ class Canvas:
         )
 
     def render(self, width: float, height: float, *, title: str) -> str:
-        """The whole file; `title` is what a reader without eyes is told."""
+        """Return the file; `title` is the text for screen readers."""
         arrow = (
             '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
             f'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="{FAINT}"/></marker></defs>'
@@ -86,5 +86,5 @@ class Canvas:
 
 
 def _printable(text: str) -> str:
-    """Without what XML cannot hold: control characters and halves of characters, as file names may have them."""
+    """Replace what XML cannot hold: control characters and lone surrogates, which file names may have."""
     return re.sub(r"[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)

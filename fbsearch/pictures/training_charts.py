@@ -1,9 +1,10 @@
-"""SVG charts of one training: learning curves, a confusion matrix. Must not know data sets, runs or files.
+"""SVG charts of one training: learning curves and a confusion matrix.
 
 Shapes: K classes.
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,10 +18,10 @@ MAX_CELL_LABELS = 30  # classes: above, a confusion matrix shows colours alone
 
 
 def draw_curves(history: Sequence[EpochStats], *, title: str, caption: str) -> str:
-    """The SVG of loss and accuracy over the epochs, on the training and, where there is one, the validation split."""
+    """Return the SVG of loss and accuracy over the epochs, on the training and validation split."""
     canvas = Canvas()
     canvas.text(30, 34, title, size=18, anchor="start", bold=True)
-    for i, line in enumerate(_wrap(caption, 120)):
+    for i, line in enumerate(textwrap.wrap(caption, 120)):
         canvas.text(30, 56 + 16 * i, line, size=12, anchor="start", fill=FAINT)
     epochs = [stats.epoch for stats in history]
     names = {"train": TRAIN_COLOR, "val": VAL_COLOR}
@@ -33,15 +34,6 @@ def draw_curves(history: Sequence[EpochStats], *, title: str, caption: str) -> s
             canvas.line([(70 + 110 * i, 410), (92 + 110 * i, 410)], stroke=color, width=2.5)
             canvas.text(98 + 110 * i, 414, label, anchor="start")
     return canvas.render(900, 436, title=title)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] += f"{word} "
-    return lines
 
 
 def _draw_panel(
@@ -78,7 +70,7 @@ def _draw_panel(
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that reach from `low` or below to `high` or above."""
+    """Return about five round numbers, the first at most `low`, the last at least `high`."""
     span = (high - low) or max(abs(high), 1.0)
     power = 10.0 ** math.floor(math.log10(span / 5))
     step = power * next(factor for factor in (1, 2, 5, 10) if span / (factor * power) <= 5)
@@ -87,7 +79,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 def draw_confusion(confusion_KK: npt.NDArray[np.int64], names: Sequence[str], *, title: str) -> str:
-    """The SVG of a confusion matrix: rows are true classes, columns what was said; errors red, hits blue."""
+    """Return the SVG of a confusion matrix: rows are true classes, columns predicted ones; errors red, hits blue."""
     canvas = Canvas()
     num_classes = len(names)
     labelled = num_classes <= MAX_CELL_LABELS
@@ -103,27 +95,20 @@ def draw_confusion(confusion_KK: npt.NDArray[np.int64], names: Sequence[str], *,
             canvas.rect(x, y, cell - 1, cell - 1, fill=_shade(share, right=row == column), radius=0)
             if labelled and confusion_KK[row, column]:
                 fill = "white" if share > 0.5 else INK
-                canvas.text(
-                    x + cell / 2, y + cell / 2 + 4, str(confusion_KK[row, column]), size=min(12, cell / 2.2), fill=fill
-                )
+                count, size = str(confusion_KK[row, column]), min(12, cell / 2.2)
+                canvas.text(x + cell / 2, y + cell / 2 + 4, count, size=size, fill=fill)
     for label, name in enumerate(names if labelled else ()):
         clipped = name if len(name) <= 20 else name[:19] + "\N{HORIZONTAL ELLIPSIS}"
-        middle = cell * label + cell / 2
-        canvas.text(left - 8, top + middle + 4, clipped, size=min(12, cell * 0.6), anchor="end")
-        canvas.text(
-            left + middle + 4,
-            top + cell * num_classes + 10,
-            clipped,
-            size=min(12, cell * 0.6),
-            anchor="end",
-            turned=True,
-        )
+        middle, size = cell * label + cell / 2, min(12, cell * 0.6)
+        canvas.text(left - 8, top + middle + 4, clipped, size=size, anchor="end")
+        below = top + cell * num_classes + 10
+        canvas.text(left + middle + 4, below, clipped, size=size, anchor="end", turned=True)
     side = left + cell * num_classes + 30
     return canvas.render(max(side, 40 + 9.5 * len(title)), top + cell * num_classes + margin + 10, title=title)
 
 
 def _shade(share: float, *, right: bool) -> str:
-    """From near white to blue (right) or red (wrong); the root makes single errors visible."""
+    """Mix near white with blue (right) or red (wrong); the square root makes single errors visible."""
     light, dark = (246, 248, 250), (33, 113, 181) if right else (203, 24, 29)
     weight = math.sqrt(share)
     return "#" + "".join(f"{round(a + weight * (b - a)):02x}" for a, b in zip(light, dark, strict=True))
