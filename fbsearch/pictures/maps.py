@@ -5,6 +5,7 @@ Torch is imported by the functions that are given networks, so that patterns are
 Shapes: N images, B images of a batch, C channels, H height, W width.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 GAP_PIXELS = 12
 LABEL_PIXELS = 28
 TILE_PIXELS = 112
+MASK_PIXELS = 256
 FONT_PIXELS = 14
 NAME_CHARACTERS = 24
 BANDS = ("alpha: m", "beta: 1 - m", "gamma: m / 2", "theta: sin(pi m)")
@@ -38,6 +40,14 @@ def color(mask_HW: NDArray[np.float32]) -> Image.Image:
     scale = plotly.colors.sample_colorscale("Magma", stops.tolist(), colortype="tuple")
     palette = (np.array(scale) * 255).round().astype(np.uint8)
     return Image.fromarray(palette[(mask_HW * 255).round().astype(np.uint8)])
+
+
+def mask_png(mask_HW: NDArray[Any]) -> bytes:
+    """Return a mask in [0, 1] as a square PNG of MASK_PIXELS a side, in which its cells can be seen."""
+    picture = color(np.clip(mask_HW, 0, 1).astype(np.float32))
+    file = io.BytesIO()
+    picture.resize((MASK_PIXELS, MASK_PIXELS), Image.Resampling.NEAREST).save(file, format="PNG")
+    return file.getvalue()
 
 
 def draw_patterns(path: Path, *, size: int) -> None:

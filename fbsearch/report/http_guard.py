@@ -1,14 +1,15 @@
-"""A guard in front of a web application that has none: who may ask for what, and what a browser may do with an answer.
+"""A guard in front of a web application that has none: it checks requests and limits what a browser may do.
 
-A WSGI middleware and the server it runs in; knows nothing of studies. Against whom:
-- a page of another site that sends requests here (Origin, or Referer, must be the address that was asked);
-- the same through a name of its own that it lets point here, "DNS rebinding" (Host must be a name of this machine);
-- other people on the network (a token, which is required for every address but this machine's own);
-- a file that somebody uploaded as an artifact (never shown as a page of this origin, always downloaded).
+A WSGI middleware and its server. It protects against:
+- a page of another site that sends requests here (Origin, or Referer, must be this server's address);
+- the same through a name of that site that leads to this machine, "DNS rebinding" (Host must name this machine);
+- other people on the network (a token, required if the server listens on more than this machine);
+- files that somebody uploaded as artifacts (they are always downloaded, never shown as a page of this origin).
 """
 
 import base64
 import binascii
+import contextlib
 import hmac
 import ipaddress
 import re
@@ -29,13 +30,13 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # For all answers but the pages, which say what they need themselves: a file, opened as a page, may do nothing.
+    # A file that is opened as a page may do nothing. The pages send a policy of their own instead.
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or a name in a URL can only be this machine itself."""
+    """Return whether an address or a name in a URL is always this machine."""
     address = _address(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
@@ -48,10 +49,10 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Guard:
-    """The application behind the guard, for a server that listens on `host`.
+    """An application behind the guard, for a server that listens on `host`.
 
-    With `token`, HTTP Basic authentication with it as the password and any user name. With `read_only`, no request
-    but GET and HEAD. Without a token `host` must be this machine's own.
+    `token` is the password of HTTP Basic authentication, with any user name; without one, `host` must be an address of
+    this machine alone. `read_only` allows GET and HEAD only.
     """
 
     def __init__(self, app: "WSGIApplication", *, host: str, token: str | None, read_only: bool) -> None:
@@ -67,7 +68,7 @@ class Guard:
             headers = {"Content-Type": "text/plain; charset=utf-8"} | HEADERS | more
             start_response(status, list(headers.items()))
             return [f"{text}\n".encode()]
-        # optuna-dashboard takes this header for granted and fails without it.
+        # optuna-dashboard fails without this header.
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")
         is_artifact = environ.get("PATH_INFO", "").lstrip("/").startswith("artifacts/")
 
@@ -77,7 +78,7 @@ class Guard:
         return self._app(environ, start)
 
     def _refuse(self, environ: "WSGIEnvironment") -> tuple[str, str, dict[str, str]] | None:
-        """The answer to a request that is not let through: status, text, headers."""
+        """Return status, text and headers if the request is refused, else None."""
         if not self._is_ours(environ.get("HTTP_HOST", "")):
             return "403 Forbidden", "This is not the address of this server: its Host is another's.", {}
         if self._token is not None and not _has_token(environ.get("HTTP_AUTHORIZATION", ""), self._token):
@@ -93,12 +94,12 @@ class Guard:
         return None
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a Host header names this machine. The port may be another's: a tunnel has its own."""
+        """Return whether a Host header names this machine. Any port is allowed: a tunnel has a port of its own."""
         found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:/?#@\[\]\s]+))(?::\d+)?", host)
         if found is None:
             return False
         name = (found[1] or found[2]).lower()
-        # An address cannot be rebound; only a name can.
+        # DNS rebinding needs a name; an address always leads to the same machine.
         return name in self._names or is_loopback(name) or (self._any_address and _address(name) is not None)
 
 
@@ -114,7 +115,7 @@ def _has_token(authorization: str, token: str) -> bool:
 
 
 def _is_same_origin(environ: "WSGIEnvironment") -> bool:
-    """Whether the page that sends the request came from here. A browser always says so; what is none need not."""
+    """Return whether the page that sends the request is ours. Browsers always say so; other clients need not."""
     source = environ.get("HTTP_ORIGIN", environ.get("HTTP_REFERER"))
     if source is None:
         return True
@@ -125,15 +126,35 @@ def _is_same_origin(environ: "WSGIEnvironment") -> bool:
 
 
 def _harden(headers: list[tuple[str, str]], *, is_artifact: bool) -> list[tuple[str, str]]:
-    # optuna-dashboard lets every site read artifacts.
+    # optuna-dashboard lets all sites read artifacts.
     kept = [(name, value) for name, value in headers if name.lower() != "access-control-allow-origin"]
     there = {name.lower() for name, _ in kept}
     more = HEADERS | ({"Content-Disposition": "attachment"} if is_artifact else {})
     return kept + [(name, value) for name, value in more.items() if name.lower() not in there]
 
 
+def add_style(app: "WSGIApplication", style: bytes, *, path: str) -> "WSGIApplication":
+    """Return an application that adds CSS to the HTML pages of `app` whose path begins with `path`."""
+
+    def styled(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "GET" or not environ["PATH_INFO"].startswith(path):
+            return app(environ, start_response)
+        for condition in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"):
+            environ.pop(condition, None)  # the page must come whole
+        heads: list[Any] = []
+        answer: Any = app(environ, lambda *head: heads.append(head))  # type: ignore[arg-type]
+        with contextlib.closing(answer) if hasattr(answer, "close") else contextlib.nullcontext():
+            page = b"".join(answer).replace(b"</head>", b"<style>\n" + style + b"</style>\n</head>")
+        status, headers, *more = heads[-1]
+        kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        start_response(status, [*kept, ("Content-Length", str(len(page)))], *more)
+        return [page]
+
+    return styled
+
+
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True  # a browser keeps connections open; Ctrl-C must not wait for it
+    daemon_threads = True  # Ctrl-C must not wait for a browser that keeps its connections open
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         if ":" in address[0]:
@@ -147,5 +168,5 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def listen(*, host: str, port: int) -> WSGIServer:
-    """A server with a thread for each request, listening; it answers once it has an application. OSError if not."""
+    """Return a listening server with a thread for each request; it answers after `set_app`. Raises OSError."""
     return _Server((host, port), _QuietHandler)

@@ -1,7 +1,6 @@
-"""The report of a study: one HTML file that opens offline, or every figure of it as a picture.
+"""The report of a study: one HTML file that opens offline, or every figure as a picture.
 
-`trials_frame` makes the frame that figures and findings are functions of. Reads a study, writes nothing into it. Knows
-nothing of torch.
+Reads the study and writes nothing into it.
 """
 
 import base64
@@ -19,28 +18,26 @@ import numpy as np
 import optuna
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io
 import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from fbsearch.errors import StorageError
 from fbsearch.files import file_name, write_whole
 from fbsearch.network.patterns import generate_pattern
-from fbsearch.pictures.maps import BANDS, color, draw_maps, row_label
-from fbsearch.report import figures
-from fbsearch.report import parameter_figures as effects
+from fbsearch.pictures.maps import BANDS, MASK_PIXELS, draw_maps, mask_png, row_label
+from fbsearch.report import figures, parameter_figures
 from fbsearch.report import text as sections
 from fbsearch.report.final_results import Retrained, plot_comparison, plot_trainings, read_retrained
 from fbsearch.report.statistics import importances, parameters, ranked, short
 from fbsearch.report.style import template
-from fbsearch.report.text import count, duration, percent
 from fbsearch.report.timeline import timeline
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.study import best_trials
 
-# The contours are of every two of the first four parameters.
+# Figures of two parameters are drawn for each pair of the first MAX_PAIRED parameters.
 MAX_PAIRED = 4
 MAX_FAILURES = 30
 STATIC_PIXELS = 900
@@ -49,10 +46,10 @@ STATIC_PIXELS = 900
 def write_report(
     study: optuna.Study, output: Path | None = None, *, top: int = 10, say: Callable[[str], None] = lambda _: None
 ) -> Path:
-    """Write the report of a study to `output`, or to reports/<study>.html; returns where it is.
+    """Write the report of a study to `output`, by default to reports/<study>.html, and return its path.
 
-    What `train` and `analyze` have written of the study is looked for in reports/<study>/; `say` gets a line for each
-    file there that is damaged. StorageError if the file cannot be written, or the study has several objectives.
+    The results of `train` and `analyze` are read from reports/<study>/; `say` gets a line for each damaged file there.
+    Raises StorageError if the file cannot be written, or if the study has several objectives.
     """
     path = output or Path("reports") / f"{file_name(study.study_name)}.html"
     folder = Path("reports") / file_name(study.study_name)
@@ -69,12 +66,13 @@ def write_report(
 
 
 def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, top: int, analysis: Path) -> str:
-    """The report's HTML. `analysis` is the folder in which `fbsearch analyze` has put its pictures, if it has."""
+    """Return the HTML of the report. `analysis` is the folder to which `fbsearch analyze` writes its pictures."""
     dataset = study.user_attrs.get("dataset", {})
     shares = importances(frame)
     drawn = dict(draw_figures(frame, shares, num_images=dataset.get("num_val"), top=top))
     drawn |= draw_retrained(retrained)
     best = ranked(frame).head(top)
+    stored_attention = next((trial.user_attrs.get("attention") for trial in best_trials(study, 1)), None)
     environment = Environment(
         loader=PackageLoader("fbsearch.report"),
         autoescape=True,
@@ -82,43 +80,37 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "percent": percent, "duration": duration}
+    environment.filters |= {"count": sections.count, "percent": sections.percent, "duration": sections.duration}
     return environment.get_template("report.html").render(
         name=study.study_name,
         made=datetime.datetime.now(datetime.UTC),
         headline=sections.headline(frame, dataset),
         figures=drawn,
-        has_pairs=any(key.startswith("pair ") for key in drawn),
         max_failures=MAX_FAILURES,
         data=_embed(drawn),
         style=_resource("report.css"),
         script=_resource("report.js"),
         plotly=Markup(plotly.offline.get_plotlyjs()),
-        mattered=list(sections.say_importances(frame, shares)),
+        mattered=list(sections.describe_importances(frame, shares)),
         best=sections.top_rows(study, best, dataset),
         sampled={name: short(name) for name in parameters(frame, varied=False)},
         retrained=retrained,
         retrained_winner=retrained.winner(frame),
         winner=winner_masks(best),
-        attention=attention_picture(analysis, _attention(study), dataset.get("class_names", ())),
-        workers=sections.say_workers(frame),
+        attention=attention_picture(analysis, stored_attention, dataset.get("class_names", ())),
+        workers=sections.describe_workers(frame),
         failures=sections.failures(frame),
         conditions=sections.conditions(study, frame, dataset),
         missing=sections.missing(frame, dataset),
     )
 
 
-def _attention(study: optuna.Study) -> dict[str, Any] | None:
-    """What is stored of the best trial's attention maps."""
-    return next((trial.user_attrs.get("attention") for trial in best_trials(study, 1)), None)
-
-
 def draw_figures(
     frame: pd.DataFrame, shares: pd.DataFrame, *, num_images: int | None, top: int
 ) -> Iterator[tuple[str, go.Figure]]:
-    """Every figure that the frame has the data for, as (name, figure); slices and pairs begin with what matters most.
+    """Yield (name, figure) for every figure that the frame has data for, of parameters the most important first.
 
-    `shares` are `findings.importances` of the frame; `num_images` is the validation split's size, None if not known.
+    `shares` is the result of `statistics.importances`; `num_images` the size of the validation split, None if unknown.
     """
     states = set(frame["state"])
     if "complete" in states and num_images:
@@ -130,12 +122,12 @@ def draw_figures(
             yield "importances", figures.plot_importances(shares)
         names = list(dict.fromkeys([*shares["parameter"], *parameters(frame)]))
         for name in names:
-            yield f"slice {name}", effects.plot_slice(frame, name)
+            yield f"slice {name}", parameter_figures.plot_slice(frame, name)
         if "complete" in states:
             for x, y in itertools.combinations(names[:MAX_PAIRED], 2):
-                yield f"pair {x} {y}", effects.plot_pair(frame, x, y)
+                yield f"pair {x} {y}", parameter_figures.plot_pair(frame, x, y)
         if names:
-            yield "parallel", effects.plot_parallel(frame)
+            yield "parallel", parameter_figures.plot_parallel(frame)
         for cost in figures.COSTS:
             if frame[cost].notna().any():
                 yield f"cost {cost}", figures.plot_cost(frame, cost)
@@ -144,7 +136,7 @@ def draw_figures(
 
 
 def draw_retrained(retrained: Retrained) -> dict[str, go.Figure]:
-    """The figures of what was trained after the search, by name."""
+    """Return the figures of what was trained after the search, by name."""
     drawn = {}
     if retrained.trainings:
         drawn["trainings"] = plot_trainings(retrained.trainings)
@@ -154,9 +146,9 @@ def draw_retrained(retrained: Retrained) -> dict[str, go.Figure]:
 
 
 def write_static(study: optuna.Study, folder: Path, *, top: int = 10) -> list[Path]:
-    """Write every figure of the report as PNG and as SVG, named after what it shows; returns their paths.
+    """Write every figure of the report as PNG and as SVG into a folder, and return their paths.
 
-    StorageError where plotly's kaleido, or a browser for it, is not there.
+    Raises StorageError if plotly's kaleido or a browser for it is not installed, or the folder cannot be written.
     """
     if importlib.util.find_spec("kaleido") is None:
         raise StorageError("--static needs plotly's kaleido and Chromium or Chrome: pip install 'fbsearch[static]'")
@@ -164,12 +156,12 @@ def write_static(study: optuna.Study, folder: Path, *, top: int = 10) -> list[Pa
     num_images = study.user_attrs.get("dataset", {}).get("num_val")
     drawn = dict(draw_figures(frame, importances(frame), num_images=num_images, top=top))
     drawn |= draw_retrained(read_retrained(Path("reports") / file_name(study.study_name), frame))
-    pairs = [(name, kind) for name in drawn for kind in ("png", "svg")]
-    paths = [folder / f"{file_name(name)}.{kind}" for name, kind in pairs]
     for figure in drawn.values():
         figure.update_layout(paper_bgcolor="white", margin={"r": 24, "b": 24})
+    pairs = [(name, kind) for name in drawn for kind in ("png", "svg")]
+    paths = [folder / f"{file_name(name)}.{kind}" for name, kind in pairs]
     pictures = [drawn[name] for name, _ in pairs]
-    heights = [figure.layout.height for figure in pictures]  # what a figure itself asks for is not looked at
+    heights = [figure.layout.height for figure in pictures]  # plotly does not take the height from the layout
     try:
         folder.mkdir(parents=True, exist_ok=True)
         plotly.io.write_images(pictures, paths, scale=2, width=STATIC_PIXELS, height=heights)
@@ -186,14 +178,17 @@ def write_static(study: optuna.Study, folder: Path, *, top: int = 10) -> list[Pa
 
 
 def _embed(drawn: dict[str, go.Figure]) -> Markup:
-    """The figures as JSON for a script element: {"figures": {name: figure}, "templates": {"light": .., "dark": ..}}."""
+    """Return JSON for a script element: {"figures": {name: figure}, "templates": {"light": ..., "dark": ...}}."""
     parts = []
     for name, figure in drawn.items():
-        # Titles are headings of the page, and colours come with the reader's choice of light or dark.
-        bare = go.Figure(figure).update_layout(template="none", title=None, margin_t=36)
+        content = figure.to_dict()
+        # The page shows the title as a heading, and sets the template when the reader chooses light or dark.
+        del content["layout"]["title"], content["layout"]["template"]
+        content["layout"]["margin"]["t"] = 36
         if name.startswith(("slice ", "cost ", "pair ")):
-            bare.update_layout(showlegend=False, margin_t=12)  # the page has one legend for them all
-        parts.append(f"{json.dumps(name)}: {bare.to_json(validate=False)}")
+            content["layout"]["margin"]["t"] = 12
+            content["layout"]["showlegend"] = False  # the page has one legend for all these figures
+        parts.append(f"{json.dumps(name)}: {plotly.io.to_json(content, validate=False)}")
     themes = {theme: template(dark=theme == "dark").to_plotly_json() for theme in ("light", "dark")}
     text = f'{{"figures": {{{", ".join(parts)}}}, "templates": {json.dumps(themes)}}}'
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
@@ -203,29 +198,19 @@ def _resource(name: str) -> Markup:
     return Markup(resources.files("fbsearch.report").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
-MASK_PIXELS = 256
-
-
 def winner_masks(best: pd.DataFrame) -> dict[str, Any] | None:
-    """The pattern of the best trial's network and what its four bands are multiplied by, as pictures."""
+    """Return the pattern of the best network and the masks of its four frequency bands, as pictures."""
     model = best.iloc[0]["config"].get("model", {}) if len(best) else {}
     if not {"pattern", "pattern_resolution"} <= model.keys():
         return None
     side = model["pattern_resolution"]
     mask_HW = generate_pattern(model["pattern"], side, side)
-    masks = (mask_HW, 1 - mask_HW, mask_HW / 2, np.sin(np.pi * mask_HW))
-    fine = generate_pattern(model["pattern"], MASK_PIXELS, MASK_PIXELS)
-    pictures = [(f"{model['pattern']}, drawn finely", _picture(fine))]
-    pictures += [(band, _picture(mask)) for band, mask in zip(BANDS, masks, strict=True)]
-    return {"pattern": model["pattern"], "side": side, "pictures": pictures, "blind": masks[3].max() < 1e-6}
-
-
-def _picture(mask_HW: Any) -> str:
-    """A mask as the data URI of a PNG, its pixels visible as squares."""
-    picture = color(np.clip(mask_HW, 0, 1).astype(np.float32))
-    file = io.BytesIO()
-    picture.resize((MASK_PIXELS, MASK_PIXELS), Image.Resampling.NEAREST).save(file, format="PNG")
-    return _data_uri(file.getvalue())
+    fine_HW = generate_pattern(model["pattern"], MASK_PIXELS, MASK_PIXELS)
+    theta_HW = np.sin(np.pi * mask_HW)
+    labels = (f"{model['pattern']}, at a high resolution", *BANDS)
+    masks = (fine_HW, mask_HW, 1 - mask_HW, mask_HW / 2, theta_HW)
+    pictures = [(label, _data_uri(mask_png(one_HW))) for label, one_HW in zip(labels, masks, strict=True)]
+    return {"pattern": model["pattern"], "side": side, "pictures": pictures, "blind": theta_HW.max() < 1e-6}
 
 
 def _data_uri(png: bytes) -> str:
@@ -233,7 +218,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def attention_picture(folder: Path, stored: dict[str, Any] | None, class_names: Sequence[str]) -> dict[str, Any] | None:
-    """The winner's attention maps: those that `fbsearch analyze` has drawn in `folder`, else those of its trial."""
+    """Return the best network's attention maps: those of `fbsearch analyze` in `folder`, else those of its trial."""
     path = folder / "attention.png"
     if path.is_file():
         drawn = datetime.datetime.fromtimestamp(path.stat().st_mtime)
@@ -243,12 +228,12 @@ def attention_picture(folder: Path, stored: dict[str, Any] | None, class_names: 
 
 
 def draw_stored_attention(stored: dict[str, Any], class_names: Sequence[str]) -> bytes | None:
-    """A PNG of what is stored of an `events.Attention` with a trial; None if it is not one that this fbsearch reads."""
+    """Draw a stored `messages.Attention` as PNG; None if it has a form that this version does not read."""
     names = dict(enumerate(map(str, class_names)))
     try:
         images_NHWC, *stages = (_array(pixels) for pixels in (stored["images"], *stored["stages"]))
-        said = zip(stored["labels"], stored["said"], stored["shares"], strict=True)
-        rows = [row_label(names.get(a, str(a)), names.get(b, str(b)), share) for a, b, share in said]
+        results = zip(stored["labels"], stored["said"], stored["shares"], strict=True)
+        rows = [row_label(names.get(a, str(a)), names.get(b, str(b)), share) for a, b, share in results]
     except (KeyError, TypeError, ValueError):
         return None
     columns = [(f"stage {stage}", maps_Nhw) for stage, maps_Nhw in enumerate(stages, start=1)]

@@ -1,10 +1,11 @@
-"""What a report says in words and tables of a study: headline, noise, what mattered, failures, conditions.
+"""Text and tables of a report: headline, noise, what mattered, the best, workers, failures, conditions.
 
-Takes the frame that `report.trials_frame` makes; gives plain values and plain text, which the page escapes.
+Each function takes the frame of `trials_table.trials_frame` and returns plain text and values; the page escapes them.
 """
 
 import base64
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from fbsearch.errors import StorageError
 from fbsearch.files import file_name
 from fbsearch.report import figures
 from fbsearch.report.statistics import (
+    finished_trials,
     labels,
     parameters,
     ranked,
@@ -35,102 +37,89 @@ SPLITS = {"num_train": "to train on", "num_val": "to choose by", "num_test": "se
 
 
 def headline(frame: pd.DataFrame, dataset: dict[str, Any]) -> dict[str, Any]:
-    states = frame["state"].value_counts()
-    failed = (frame["state"] == "fail") & (frame["failure_kind"] != INTERRUPTED)
+    """Return what the head of the report shows: number of trials of each state, best trial, time, savings."""
+    is_interrupted = frame["failure_kind"] == INTERRUPTED
     best = ranked(frame)
     num_images = dataset.get("num_val")
-    winner = best.iloc[0] if len(best) else None
-    interval = wilson_interval(winner["value"], num_images) if winner is not None and num_images else None
+    interval = wilson_interval(best["value"].iloc[0], num_images) if len(best) and num_images else None
     return {
-        "counts": {
-            "complete": int(states.get("complete", 0)),
-            "pruned": int(states.get("pruned", 0)),
-            "failed": int(failed.sum()),
-            "running": int(states.get("running", 0)),
-            "interrupted": int((frame["failure_kind"] == INTERRUPTED).sum()),
-            "infeasible": int(states.get("infeasible", 0)),
-        },
-        "winner": winner,
+        "counts": Counter(frame["state"].mask(is_interrupted, "interrupted").replace("fail", "failed")),
+        "winner": best.iloc[0] if len(best) else None,
         "num_images": num_images,
         "interval": interval,
-        "noise": _say_noise(best, interval, num_images),
+        "noise": _compare_ranks(best, interval, num_images) if interval and num_images else "",
         "saving": saved_by_pruning(frame),
         "seconds": float(frame["seconds"].sum()),
         "clock": timeline(frame),
     }
 
 
-def _say_noise(best: pd.DataFrame, interval: tuple[float, float] | None, num_images: int | None) -> str:
-    """Whether the next ranks are worse than the best, or only had worse luck."""
-    if interval is None or num_images is None:
-        return ""
+def _compare_ranks(best: pd.DataFrame, interval: tuple[float, float], num_images: int) -> str:
+    """Say whether the next ranks are worse than the best trial by more than noise."""
     if len(best) == 1:
         return "Only one trial is complete: there is nothing to compare it with."
-    other = best.iloc[min(RANK_COMPARED, len(best)) - 1]
-    images = round((best.iloc[0]["value"] - other["value"]) * num_images)
+    first, other = best.iloc[0], best.iloc[min(RANK_COMPARED, len(best)) - 1]
+    images = round((first["value"] - other["value"]) * num_images)
     rank = f"Rank {other['rank']:.0f} ({percent(other['value'])})"
     if other["value"] < interval[0]:
         return f"{rank} lies below rank 1's interval: the distance, {images} images, is more than noise."
     equals = best[best["value"] >= interval[0]]
-    distance = "no image" if images == 0 else "1 image" if images == 1 else f"{images} images"
+    distance = "no image" if images == 0 else _count(images, "image")
     text = (
         f"{rank} lies inside rank 1's interval: the distance is {distance} of {num_images:,}, which can be noise. "
-        f"So do {len(equals)} of the {len(best)} complete trials in all"
+        f"In all, {len(equals)} of the {len(best)} complete trials lie inside"
     )
     small = equals.sort_values(["num_parameters", "rank"]).iloc[0]
-    if small["rank"] == 1 or not small["num_parameters"] > 0:
-        return f"{text}; none of them has fewer parameters than the best." if small["rank"] == 1 else f"{text}."
-    share = small["num_parameters"] / best.iloc[0]["num_parameters"]
-    if share > 0.995:
-        return f"{text}; none of them has fewer parameters than the best."
+    share = small["num_parameters"] / first["num_parameters"]
+    if small["rank"] == 1 or share > 0.995:
+        return f"{text}; none of these has fewer parameters than the best trial."
+    if math.isnan(share):
+        return f"{text}."
     return (
-        f"{text}; the smallest of them is trial {small['trial']} (rank {small['rank']:.0f}, "
-        f"{percent(small['value'])}) with {count(small['num_parameters'])} parameters, {share:.0%} of the best one's."
+        f"{text}; the smallest of these is trial {small['trial']} (rank {small['rank']:.0f}, "
+        f"{percent(small['value'])}) with {count(small['num_parameters'])} parameters, {share:.0%} of the best trial's."
     )
 
 
-def say_importances(frame: pd.DataFrame, shares: pd.DataFrame) -> Iterator[str]:
+def describe_importances(frame: pd.DataFrame, shares: pd.DataFrame) -> Iterator[str]:
+    """Yield a sentence for each basis of `shares`, the result of `statistics.importances`."""
     measured = {
         "early": f"After epoch {shared_epoch(frame)}, which all trials reached",
         "final": "At the end, among complete trials",
     }
     for basis, part in shares.groupby("basis", sort=True):
         is_sure = part["explained"] > part["chance"]
-        yes = [
+        sure = [
             f"{short(row['parameter'])} ({row['explained']:.0%} of the trials' order; {row['best']})"
             for _, row in part[is_sure].iterrows()
         ]
-        no = [short(name) for name in part["parameter"][~is_sure]]
-        what = f"{_list(yes)} mattered" if yes else "nothing stood out"
-        yield f"{measured[str(basis)]}, {what}." + (
-            f" Of {_list(no)} no more is seen than chance would show." if no else ""
-        )
+        unsure = [short(name) for name in part["parameter"][~is_sure]]
+        sentence = f"{measured[str(basis)]}, {f'{_join(sure)} mattered' if sure else 'nothing stood out'}."
+        yield sentence + (f" Of {_join(unsure)} no more is seen than chance would show." if unsure else "")
 
 
-def _list(words: list[str]) -> str:
+def _join(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def missing(frame: pd.DataFrame, dataset: dict[str, Any]) -> list[str]:
-    """What an older version of fbsearch has not stored, in words."""
-    done = frame[frame["state"].isin(["complete", "pruned"])]
-    if not len(done):
-        return []
+    """Name what an older version of fbsearch did not store."""
+    done = finished_trials(frame)
     absent = {
         "the size of the validation split, so scores have no interval": not dataset.get("num_val"),
         "the configurations": not done["config"].map(bool).any(),
-        "parameters and FLOPs": bool(done["num_parameters"].isna().all()),
-        "the seconds of each trial": bool(done["seconds"].isna().all()),
+        "parameters and FLOPs": done["num_parameters"].isna().all(),
+        "the seconds of each trial": done["seconds"].isna().all(),
         "the accuracy after each epoch": not done["history"].map(bool).any(),
         "versions and commit": not done["environment"].map(bool).any(),
     }
-    return [what for what, is_absent in absent.items() if is_absent]
+    return [name for name, is_absent in absent.items() if len(done) and is_absent]
 
 
 def top_rows(study: optuna.Study, best: pd.DataFrame, dataset: dict[str, Any]) -> list[dict[str, Any]]:
-    texts = _yaml_of_best(study, len(best))
-    names = parameters(best, varied=False)
-    sampled = {name: labels(best[name]) for name in names}
+    """Return the rows of the table of the best trials, each with its export as YAML and as a link to save it."""
+    texts = _exports_of_best(study, len(best))
+    sampled = {name: labels(best[name]).tolist() for name in parameters(best, varied=False)}
     num_images = dataset.get("num_val")
     rows = []
     for position, (_, trial) in enumerate(best.iterrows()):
@@ -139,7 +128,7 @@ def top_rows(study: optuna.Study, best: pd.DataFrame, dataset: dict[str, Any]) -
             {
                 "trial": trial,
                 "interval": wilson_interval(trial["value"], num_images) if num_images else None,
-                "sampled": {name: sampled[name].iloc[position] for name in names},
+                "sampled": {name: values[position] for name, values in sampled.items()},
                 "yaml": text,
                 "link": "data:application/yaml;base64," + base64.b64encode(text.encode()).decode(),
                 "file": f"{file_name(study.study_name)}-rank{position + 1}.yaml",
@@ -148,8 +137,8 @@ def top_rows(study: optuna.Study, best: pd.DataFrame, dataset: dict[str, Any]) -
     return rows
 
 
-def _yaml_of_best(study: optuna.Study, top: int) -> list[str]:
-    """An export of each of the best; nothing where an older version has not stored what an export holds."""
+def _exports_of_best(study: optuna.Study, top: int) -> list[str]:
+    """Return an export file of each of the best; none if an older version did not store what an export needs."""
     try:
         export = export_best(study, top=top)
     except (StorageError, KeyError, ValidationError):
@@ -157,51 +146,41 @@ def _yaml_of_best(study: optuna.Study, top: int) -> list[str]:
     return [dump_export(export.model_copy(update={"configs": (config,)})) for config in export.configs]
 
 
-def say_workers(frame: pd.DataFrame) -> str:
+def describe_workers(frame: pd.DataFrame) -> str:
+    """Say how many workers there were, how busy they were, and what the timeline leaves out."""
     found = timeline(frame)
     if not found.num_lanes:
         return ""
-    who = (
-        f"{found.num_lanes} at a time"
-        if found.is_derived
-        else "1 worker"
-        if found.num_lanes == 1
-        else f"{found.num_lanes} workers"
-    )
-    text = f"{who}, busy {found.busy:.0%} of {duration(found.seconds)}."
+    workers = f"{found.num_lanes} at a time" if found.is_derived else _count(found.num_lanes, "worker")
+    text = f"{workers}, busy {found.busy:.0%} of {duration(found.seconds)}."
     if found.pauses:
-        pauses = "1 pause" if len(found.pauses) == 1 else f"{len(found.pauses)} pauses"
-        text += f" {pauses} of {duration(sum(seconds for _, seconds in found.pauses))} in all cut out (dotted lines)."
+        paused = duration(sum(seconds for _, seconds in found.pauses))
+        text += f" {_count(len(found.pauses), 'pause')} of {paused} in all cut out (dotted lines)."
     if len(frame) > figures.MAX_BARS:
         text += f" The last {figures.MAX_BARS:,} trials are drawn."
     if found.is_derived:
-        text += " Lanes follow from the trials' times: which worker ran a trial is not stored."
+        text += " The worker of each trial is not stored: the lanes are derived from the trials' times."
     return text
 
 
 def failures(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Failed trials grouped by reason, the most frequent first; interrupted ones were run again and did not fail."""
+    """Return the failed trials grouped by reason, the most frequent first, without those that were interrupted."""
     failed = frame[(frame["state"] == "fail") & (frame["failure_kind"] != INTERRUPTED)]
-    reasons = pd.DataFrame(
-        {
-            "kind": failed["failure_kind"].fillna("not stored"),
-            "message": failed["failure"].fillna("no reason is stored"),
-        }
-    )
+    failed = failed.fillna({"failure_kind": "not stored", "failure": "no reason is stored"})
     groups = [
         {
             "kind": kind,
             "message": message,
-            "trials": failed.loc[rows.index, "trial"].tolist(),
-            "traceback": next(iter(failed.loc[rows.index, "traceback"].dropna()), None),
+            "trials": rows["trial"].tolist(),
+            "traceback": next(iter(rows["traceback"].dropna()), None),
         }
-        for (kind, message), rows in reasons.groupby(["kind", "message"], sort=False)
+        for (kind, message), rows in failed.groupby(["failure_kind", "failure"], sort=False)
     ]
     return sorted(groups, key=lambda group: -len(group["trials"]))
 
 
 def conditions(study: optuna.Study, frame: pd.DataFrame, dataset: dict[str, Any]) -> dict[str, str]:
-    """Machine, versions, commit, data and seed, as far as they are stored."""
+    """Return machine, data, images, search, times, versions and commit, as far as they are stored."""
     config = study.user_attrs.get("config", {})
     data, search = config.get("data", {}), config.get("search", {})
     versions: dict[str, set[str]] = {}
@@ -226,15 +205,21 @@ def conditions(study: optuna.Study, frame: pd.DataFrame, dataset: dict[str, Any]
 
 
 def percent(share: float) -> str:
+    """Format a share in [0, 1]: `97.21%`."""
     return f"{share:.2%}"
 
 
 def count(number: float) -> str:
+    """Format a whole number: `12,345`; NaN stands for one that is not stored."""
     return "not stored" if math.isnan(number) else f"{number:,.0f}"
 
 
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration(seconds: float) -> str:
-    """Seconds for people: 43 s, 3 min 12 s, 5 h 20 min, 2 d 4 h."""
+    """Format seconds for people: `43 s`, `3 min 12 s`, `5 h 20 min`, `2 d 4 h`."""
     for unit, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= size:
             whole, rest = divmod(seconds, size)

@@ -1,7 +1,4 @@
-"""Who worked when: the trials of a study in lanes, one for each worker, on a clock that leaves pauses out.
-
-Takes the frame that `report.trials_frame` makes. Knows nothing of databases, figures and HTML.
-"""
+"""Timeline of a study: its trials in lanes, one for each worker, on a clock without pauses."""
 
 from dataclasses import dataclass
 
@@ -12,10 +9,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Timeline:
-    """When each trial ran, in seconds of a clock that stands still while nothing runs.
+    """The time of each trial, in seconds of a clock that stops while no trial runs.
 
-    `lanes` has a row for each trial that has ended: `trial`, `lane` (0, 1, ...), `start`, `end`. `names` say whose
-    lane it is. `pauses` are the clock's times at which it stood still, with the seconds that passed meanwhile.
+    `lanes` has a row for each trial that has ended: `trial`, `lane` (0, 1, ...), `start`, `end`. `names` are the names
+    of the lanes. `pauses` are the times at which the clock stopped, with the seconds that it stood still. `is_derived`:
+    the lanes do not come from stored workers.
     """
 
     lanes: pd.DataFrame
@@ -25,33 +23,32 @@ class Timeline:
 
     @property
     def num_lanes(self) -> int:
-        """How many workers there were, or trials ran at once, at most."""
+        """The number of workers, or of trials that ran at once."""
         return len(self.names)
 
     @property
     def seconds(self) -> float:
-        """The clock's last time."""
+        """The last time of the clock."""
         return float(self.lanes["end"].max()) if len(self.lanes) else 0.0
 
     @property
     def busy(self) -> float:
-        """Seconds that trials ran, of the seconds that all lanes had."""
+        """The share of all lanes' time in which trials ran."""
         ran = float((self.lanes["end"] - self.lanes["start"]).sum())
         return ran / max(1e-9, self.num_lanes * self.seconds)
 
 
 def timeline(frame: pd.DataFrame, *, longest_pause: float = 60.0) -> Timeline:
-    """Lay the trials out in lanes, one for each worker; what no worker has begun is left out.
+    """Assign the trials to lanes, one for each worker; trials that no worker started are left out.
 
-    An older version of fbsearch has not stored the worker. Then each trial takes the lane that has been free for the
-    shortest time: where workers differ in nothing these are theirs up to their order.
+    Without stored workers (older versions of fbsearch) each trial takes the lane that became free last, which gives
+    the workers' lanes up to their order if all workers are alike.
     """
     ended = frame[frame["started"].notna() & frame["ended"].notna()].sort_values(["started", "trial"])
-    is_derived = bool(ended["worker"][ended["state"].isin(["complete", "pruned"])].isna().any())
-    if not is_derived and ended["worker"].notna().any():
+    is_finished = ended["state"].isin(["complete", "pruned"])
+    is_derived = bool(ended["worker"][is_finished].isna().any() or ended["worker"].isna().all())
+    if not is_derived:
         ended = ended[ended["worker"].notna()]
-    else:
-        is_derived = True
     if not len(ended):
         return Timeline(pd.DataFrame(columns=["trial", "lane", "start", "end"]), [], [])
     first = ended["started"].min()
@@ -64,19 +61,17 @@ def timeline(frame: pd.DataFrame, *, longest_pause: float = 60.0) -> Timeline:
         workers = sorted(ended["worker"].unique())
         lanes = [workers.index(worker) for worker in ended["worker"]]
         names = [f"worker {worker:.0f}" for worker in workers]
-    skipped, until = 0.0, 0.0
-    rows, pauses = [], []
-    for number, lane, start, end in zip(ended["trial"], lanes, starts, ends, strict=True):
-        if start - until > longest_pause:
-            pauses.append((until - skipped, start - until))
-            skipped += start - until
-        until = max(until, end)
-        rows.append({"trial": number, "lane": lane, "start": start - skipped, "end": end - skipped})
+    # The end of all earlier trials; a trial that starts long after it ends a pause.
+    until = np.maximum.accumulate(np.append(0.0, ends[:-1]))
+    idle = np.where(starts - until > longest_pause, starts - until, 0.0)
+    skipped = idle.cumsum()
+    pauses = [(until[i] - skipped[i] + idle[i], idle[i]) for i in np.flatnonzero(idle)]
+    rows = {"trial": ended["trial"].to_numpy(), "lane": lanes, "start": starts - skipped, "end": ends - skipped}
     return Timeline(pd.DataFrame(rows), names, pauses, is_derived)
 
 
 def _free_lanes(starts: NDArray[np.float64], ends: NDArray[np.float64]) -> list[int]:
-    """The lane of each trial, in the order of their starts."""
+    """Return the lane of each trial, in the order of their starts."""
     free: list[float] = []
     lanes = []
     for start, end in zip(starts, ends, strict=True):

@@ -1,4 +1,4 @@
-"""The trials of a study as one DataFrame, which every figure and table of a report reads."""
+"""The trials of a study as one DataFrame, from which every figure and table of a report is made."""
 
 import math
 from typing import Any
@@ -14,15 +14,14 @@ from fbsearch.study.study import best_trials
 
 
 def trials_frame(study: optuna.Study) -> pd.DataFrame:
-    """Every trial as a row: what `study_export.trial_table` has, and what a figure needs besides.
+    """Return every trial as a row: the columns of `study.export.trial_table` and those that only figures need.
 
-    `score` is the validation accuracy at the end, of pruned trials where they were stopped; `rank` counts complete
-    trials from 1, the best; `history` is a list with a dict for each epoch (`epoch`, `val_accuracy`, ...);
-    `model.fractal_levels` are the stages' levels as one text; `planned_epochs`, `failure_kind`, `traceback`; `worker`
-    is the number of who ran the trial; `config` and `environment` are dicts as they are stored; `attrs["log"]` names
-    what was sampled on a log scale.
-    What an older version of fbsearch has not stored is empty.
-    StorageError for a study with several objectives.
+    `score`: validation accuracy at the end, of pruned trials when they were stopped. `rank`: 1 for the best complete
+    trial. `history`: a list with a dict for each epoch (`epoch`, `val_accuracy`, ...). `model.fractal_levels`: the
+    levels of all stages as one text. `worker`: the number of the worker. `planned_epochs`, `failure_kind`,
+    `traceback`. `config`, `environment`: dicts as stored. `attrs["log"]` names the parameters with a log scale.
+    Values that an older version of fbsearch did not store are empty.
+    Raises StorageError for a study with several objectives.
     """
     if len(study.directions) != 1:
         raise StorageError(

@@ -82,7 +82,7 @@ def test_report_puts_the_test_score_beside_the_searchs(study: optuna.Study) -> N
     page = Page(write_report(study))
     assert "Test accuracy, retrained 95.00% ± 1.00%" in page.text
     assert "mean and standard deviation of 3 seeds, 30 epochs; the score to quote" in page.text
-    assert "what to expect is the test accuracy after retraining" in page.text
+    assert "expect a lower accuracy on new images: the test accuracy after retraining." in page.text
     assert "retrained" in page.ids and "trainings" in page.data["figures"]
     marks = page.data["figures"]["trainings"]["data"]
     assert [trace["name"] for trace in marks] == ["a seed", "in the search, validation", marks[-1]["name"]]
@@ -92,7 +92,7 @@ def test_report_of_one_seed_without_a_test_split_says_so(study: optuna.Study) ->
     write_summary(training(study, scored_on="validation", num_seeds=1, accuracy_std=None))
     page = Page(write_report(study))
     assert "Validation accuracy, retrained 95.00% one seed, 30 epochs; there is no test split" in page.text
-    assert "Test accuracy" not in page.text and "a search does not touch the test split" in page.text
+    assert "Test accuracy" not in page.text and "A search does not touch the test split." in page.text
 
 
 def test_report_without_retraining_has_no_such_section(study: optuna.Study) -> None:
