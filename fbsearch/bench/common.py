@@ -1,7 +1,4 @@
-"""What every benchmark shares: the machine it ran on, fair timing, and how figures are printed.
-
-Must not know what is measured, and must not import torch: the coordinator's own benchmark uses it too.
-"""
+"""The parts that all benchmarks share: conditions of the machine, interleaved timing, printing of figures."""
 
 import importlib.metadata
 import math
@@ -16,12 +13,11 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 VERSIONED = ("fbsearch", "torch", "numpy", "optuna")
-# Shorter samples are made of several calls: a scheduler's slice is a few milliseconds.
-LEAST_SECONDS = 0.1
+# A sample of several calls takes at least this long: a scheduler's slice is a few milliseconds.
+MIN_SAMPLE_SECONDS = 0.1
 PLAIN_WIDTH = 160
 
 
@@ -33,12 +29,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The median in seconds: on a shared machine some samples are disturbed, and only ever upwards."""
+        """The median in seconds. Disturbances on a shared machine only ever lengthen a sample."""
         return statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles as a share of the median; 0 for a single sample."""
+        """Half the interquartile range as a share of the median; 0 for a single sample."""
         if len(self.seconds) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -50,41 +46,41 @@ def interleave(
     *,
     repeats: int,
     num_warm_ups: int = 2,
-    least_seconds: float = LEAST_SECONDS,
+    min_seconds: float = MIN_SAMPLE_SECONDS,
     wait: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time functions in turns, A B A B ..., so that what else the machine does falls on all of them alike.
+    """Time functions in turns (A B A B ...), so that disturbances of the machine affect all of them alike.
 
-    Each is called `num_warm_ups` times or more before anything counts. A sample is as many calls as take at least
-    `least_seconds`; there are `repeats` samples of each. `wait` is called after the calls of a sample and before the
-    clock is read: torch.cuda.synchronize where the calls only queue work.
+    Each function is called `num_warm_ups` times, then once to estimate its time; neither counts. Then `repeats`
+    samples are taken of each; a sample is as many calls as take at least `min_seconds`. `wait` is called after the
+    calls of a sample, before the clock is read: torch.cuda.synchronize where the calls only queue work.
     """
+
+    def sample(call: Callable[[], object], num_calls: int) -> float:
+        """Return the seconds of one call, averaged over `num_calls`."""
+        started = clock()
+        for _ in range(num_calls):
+            call()
+        wait()
+        return (clock() - started) / max(num_calls, 1)
+
     num_calls = {}
     for name, call in candidates.items():
-        _sample(call, num_warm_ups, wait)
-        num_calls[name] = max(1, math.ceil(least_seconds / _sample(call, 1, wait)))
+        sample(call, num_warm_ups)
+        num_calls[name] = max(1, math.ceil(min_seconds / sample(call, 1)))
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, call in candidates.items():
-            samples[name].append(_sample(call, num_calls[name], wait))
+            samples[name].append(sample(call, num_calls[name]))
     return {name: Timing(tuple(seconds)) for name, seconds in samples.items()}
 
 
-def _sample(call: Callable[[], object], num_calls: int, wait: Callable[[], object]) -> float:
-    """Seconds of one call, averaged over `num_calls`."""
-    started = time.perf_counter()
-    for _ in range(num_calls):
-        call()
-    wait()
-    return (time.perf_counter() - started) / max(num_calls, 1)
-
-
 def machine(*, num_threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
-    """The conditions of a measurement, for its `--json`: hardware, versions, threads, and what else was running.
+    """Return the conditions of a measurement for its `--json`: hardware, versions, threads and load.
 
-    `load` is the machine's one-minute load average before the measurement, the number of busy cores.
+    `load` is the one-minute load average before the measurement, in busy cores.
     """
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED}
     return {
         "cpu": _cpu_model(),
         "num_cores": os.cpu_count(),
@@ -92,7 +88,7 @@ def machine(*, num_threads: int | None = None, device: str = "cpu") -> dict[str,
         "num_threads": num_threads,
         "device": device,
         "system": f"{platform.system()} {platform.release()}",
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in VERSIONED},
         "load": psutil.getloadavg()[0],
     }
 
@@ -107,7 +103,7 @@ def _cpu_model() -> str:
 
 
 def describe_machine(machine: Mapping[str, Any]) -> str:
-    """What `machine` has found, on one line."""
+    """Return the content of `machine` on one line."""
     versions = machine["versions"]
     threads = f", torch threads {machine['num_threads']}" if machine["num_threads"] else ""
     return (
@@ -117,24 +113,30 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
 
 
 def make_console() -> Console:
-    """Where figures are printed: as wide as the terminal, and wide enough for every table where there is none."""
+    """Return a console as wide as the terminal, or wide enough for every table where there is no terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
+def print_report(console: Console, report: Mapping[str, Any], *parts: str | Table) -> None:
+    """Print the machine that a benchmark ran on, then lines of text and tables."""
+    for part in (describe_machine(report["machine"]), *parts):
+        console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
+
+
 def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_names: int = 1) -> Table:
-    """A table of figures: the first `num_names` columns to the left, numbers to the right, in one look for all."""
+    """Return a table for `print_report`: the first `num_names` columns are aligned left, the figures right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        justify = "left" if index < num_names else "right"
-        table.add_column(escape(column), justify=justify, header_style="dim", no_wrap=index >= num_names)  # type: ignore[arg-type]
+        is_figure = index >= num_names
+        table.add_column(column, justify="right" if is_figure else "left", header_style="dim", no_wrap=is_figure)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
 def format_figure(value: float | None, unit: str = "") -> str:
-    """Three significant digits, thousands separated, empty for None: 1,820 or 0.0123."""
+    """Return three significant digits with thousands separated, such as 1,820 or 0.0123; empty for None."""
     if value is None:
         return ""
     digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))

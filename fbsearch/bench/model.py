@@ -1,6 +1,6 @@
-"""How fast the network computes here, against other implementations of it and against what the machine can do.
+"""The speed of single training and inference steps on random images, and of the same steps in other implementations.
 
-Must not know data sets, studies or trials: it measures single steps on random images.
+Also measures the peak of the machine, to give each speed as a share of it.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from rich.table import Table
 
-from fbsearch.bench.common import Timing, describe_machine, format_figure, interleave, machine, make_table
+from fbsearch.bench.common import Timing, format_figure, interleave, machine, make_table, print_report
 from fbsearch.bench.networks import (
     NETS,
     OURS,
@@ -39,9 +40,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Row:
     """One implementation of one net in one precision and phase.
 
-    `flops_per_image` is what torch counts in this implementation's own step, a multiply-add as two; a compiled net has
-    its eager form's. `share_of_peak` is against the faster of the two peaks. `memory_mib` is the peak of a training
-    step, see `Subject.peak_memory_mib`. The ratios are this row's speed and memory as multiples of those of each
+    `flops_per_image` is counted by torch in this implementation's own step (for a compiled net in its eager form), a
+    multiply-add as two. `share_of_peak` is relative to the faster of the two peaks. `memory_mib` is the peak of a
+    training step, see `Subject.peak_memory_mib`. The ratios are this row's speed and memory divided by those of each
     implementation named by --against.
     """
 
@@ -77,13 +78,12 @@ def bench_model(
     against: Sequence[Path] = (),
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
-    """Measure nets (keys of NETS) in precisions (keys of DTYPES); the content of `fbsearch bench model --json`.
+    """Measure nets (keys of NETS) in precisions (keys of DTYPES) and return the content of `bench model --json`.
 
     Files named in `against` are executed, see `load_implementation`. `batch_size` replaces that of every net,
-    `reference_form` gives every net that is built from a configuration REFERENCE_FORM. `say` gets a line on what is
-    measured next. Torch's number of threads is put back at the end.
-    Raises ConfigError for names that are not known and files that cannot be used, DeviceError for a device that is
-    not there.
+    `reference_form` applies REFERENCE_FORM to every configuration. `say` gets a line before each measurement.
+    Torch's number of threads is restored at the end.
+    Raises ConfigError for unknown names and unusable files, DeviceError for a missing device.
     """
     nets = [
         choose_net(name, batch_size=batch_size, reference_form=reference_form)
@@ -129,9 +129,9 @@ def _threads(count: int) -> Iterator[None]:
 
 @dataclass
 class _Bench:
-    """What stays the same from net to net, and what has been found so far.
+    """The settings of a benchmark and its results so far.
 
-    `peaks` are FLOPs a second, for each precision, of a large matrix product and a 3x3 convolution.
+    `peaks` are FLOPs per second, for each precision, of a large matrix product and a 3x3 convolution.
     """
 
     device: torch.device
@@ -153,7 +153,7 @@ class _Bench:
                     self._measure(net, precision, phase, subjects)
 
     def _measure_peaks(self, dtype: torch.dtype) -> dict[str, float]:
-        """The fastest sample counts: a peak is what the machine can do when nothing disturbs it."""
+        """Return the FLOPs per second of the fastest sample: a peak is measured when nothing disturbs the machine."""
         size, batch = (8192, 256) if self.device.type == "cuda" else (1024, 8)
         a, b = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in range(2))
         x_BCHW = torch.randn(batch, 128, 32, 32, device=self.device, dtype=dtype)
@@ -170,40 +170,41 @@ class _Bench:
         return interleave(candidates, repeats=self.repeats)
 
     def _prepare(self, net: Net, precision: str) -> dict[str, Subject]:
-        """Each implementation's net after its first steps; a note where there is none."""
+        """Build each implementation's net and take its first steps; note the implementations that have no such net."""
         subjects = {}
         for implementation in self.implementations:
             self.say(f"{net.name} {precision}: first steps of {implementation.name}")
             torch.manual_seed(0)
-            is_ours = implementation.path is None
             try:
                 model = implementation.build(net)
                 if model is None:
                     self.notes.append(f"{implementation.name} has no net like {net.name}, which is left out")
                     continue
-                dtype = DTYPES[precision]
-                subject = Subject(
-                    model, net, is_ours=is_ours, device=self.device, dtype=dtype, in_graph=implementation.in_graph
+                subjects[implementation.name] = Subject(
+                    model,
+                    net,
+                    is_ours=implementation.is_ours,
+                    device=self.device,
+                    dtype=DTYPES[precision],
+                    in_graph=implementation.in_graph,
                 )
             except Exception as error:  # a file of the user's can fail in any way
-                if is_ours:
+                if implementation.is_ours:
                     raise
                 message = f"--against {implementation.path}: {net.name} in {precision} fails: "
                 raise ConfigError(f"{message}{type(error).__name__}: {error}") from error
-            subjects[implementation.name] = subject
         return subjects
 
     def _measure(self, net: Net, precision: str, phase: str, subjects: Mapping[str, Subject]) -> None:
-        """Add the rows of one net in one precision and phase, all implementations in turns."""
+        """Add the rows of one net in one precision and phase, with all implementations measured in turns."""
         self.say(f"{net.name} {precision}: {phase}")
         for subject in subjects.values():
             subject.model.train(phase == "training")
         timings = self._time({name: partial(subject.step, phase) for name, subject in subjects.items()})
-        others = [implementation.name for implementation in self.implementations if implementation.path is not None]
+        others = [one.name for one in self.implementations if not one.is_ours and one.name in subjects]
         for name, subject in subjects.items():
-            # The counter does not see into a compiled net; it computes what the eager one does.
-            counted = subjects[OURS] if subject.is_ours else subject
-            flops = counted.count_flops(phase)
+            # The counter does not see into a compiled net, which computes the same as the eager one.
+            flops = (subjects[OURS] if subject.is_ours else subject).count_flops(phase)
             images_per_second = net.batch_size / timings[name].median
             row = Row(
                 net=net.name,
@@ -221,37 +222,27 @@ class _Bench:
                 share_of_peak=flops * images_per_second / max(self.peaks[precision].values()),
                 first_step_seconds=subject.first_step_seconds,
                 memory_mib=subject.memory_mib,
-                speed_ratios={o: timings[o].median / timings[name].median for o in others if o in subjects},
-                memory_ratios={o: subject.memory_mib / subjects[o].memory_mib for o in others if o in subjects},
+                speed_ratios={other: timings[other].median / timings[name].median for other in others},
+                memory_ratios={other: subject.memory_mib / subjects[other].memory_mib for other in others},
             )
             self.rows.append(row)
 
 
 def print_model_bench(console: Console, report: Mapping[str, Any]) -> None:
-    """The report of `bench_model` as tables: conditions and peaks, then training, then inference."""
-    console.print(describe_machine(report["machine"]), markup=False, highlight=False, soft_wrap=True)
+    """Print the report of `bench_model`: conditions and peaks, speed of training and inference, memory, notes."""
+    parts: list[str | Table] = []
     for precision, peaks in report["peaks"].items():
         figures = ", ".join(f"{name} {format_figure(flops / 1e9)} GFLOP/s" for name, flops in peaks.items())
-        console.print(f"peak in {precision}: {figures}", highlight=False)
+        parts.append(f"peak in {precision}: {figures}")
     others = list(report["against"])
-    columns = [
-        *NAMES,
-        "images/s",
-        "spread",
-        "MFLOP/image",
-        "GFLOP/s",
-        "of peak",
-        *(f"speed /\n{name}" for name in others),
-    ]
+    columns = [*NAMES, "images/s", "spread", "MFLOP/image", "GFLOP/s", "of peak", *(f"speed /\n{o}" for o in others)]
     for phase in PHASES:
-        title = f"\n{phase}, medians of {report['repeats']}"
         rows = [_speed(row, others) for row in report["rows"] if row["phase"] == phase]
-        console.print(make_table(title, columns, rows, num_names=len(NAMES)), highlight=False)
-    columns = [*NAMES, "parameters", "first step s", "peak MiB", *(f"memory /\n{name}" for name in others)]
+        parts.append(make_table(f"\n{phase}, medians of {report['repeats']}", columns, rows, num_names=len(NAMES)))
+    columns = [*NAMES, "parameters", "first step s", "peak MiB", *(f"memory /\n{o}" for o in others)]
     rows = [_memory(row, others) for row in report["rows"] if row["phase"] == "training"]
-    console.print(make_table("\nmemory of training", columns, rows, num_names=len(NAMES)), highlight=False)
-    for note in report["notes"]:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    parts.append(make_table("\nmemory of training", columns, rows, num_names=len(NAMES)))
+    print_report(console, report, *parts, *(f"note: {note}" for note in report["notes"]))
 
 
 def _names(row: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,4 @@
-"""The networks that are measured, and who builds them: this project, or any file that offers the documented function.
-
-Must not know how anything is measured.
-"""
+"""The networks that `bench model` measures, and their implementations: this package, or a file named by --against."""
 
 import importlib.util
 import inspect
@@ -25,7 +22,7 @@ OURS = "fbsearch"
 
 @dataclass(frozen=True)
 class Net:
-    """A network and the batches it is measured on."""
+    """A network and the shape of the batches that it is measured on."""
 
     name: str
     config: ModelConfig
@@ -34,7 +31,7 @@ class Net:
     in_channels: int = 3
 
 
-# The documented sizes on CIFAR's images, with batches that one core finishes in seconds; the default study's net.
+# The network of the default study, and the documented sizes on CIFAR's images with batches that take a core seconds.
 NETS = {
     "digits": Net("digits", ModelConfig(fractal_levels=(2,), base_channels=16, stem="conv3"), 64, 8, 1),
     "small": Net("small", SIZES["small"], 128),
@@ -43,12 +40,12 @@ NETS = {
     "xlarge": Net("xlarge", SIZES["xlarge"], 2),
 }
 
-# What the public reference computes where our defaults differ, so that both do the same work.
+# The choices of the public reference where our defaults differ, so that both do the same work.
 REFERENCE_FORM = {"global_attention": "pooled", "drop_path": "channel", "init": "reference"}
 
 
 def choose_net(name: str, *, batch_size: int | None, reference_form: bool) -> Net:
-    """One of NETS, on request with another number of images a step and in REFERENCE_FORM."""
+    """Return one of NETS, with another batch size unless it is None, and in REFERENCE_FORM if wanted."""
     net = NETS[name]
     config = net.config.model_copy(update=REFERENCE_FORM) if reference_form else net.config
     return replace(net, config=config, batch_size=net.batch_size if batch_size is None else batch_size)
@@ -56,9 +53,9 @@ def choose_net(name: str, *, batch_size: int | None, reference_form: bool) -> Ne
 
 @dataclass(frozen=True)
 class Implementation:
-    """Something that builds the networks. `build` gives None for a net that it does not have.
+    """A builder of the networks. `build` returns None for a net that it does not have.
 
-    `path` is None for our own; `in_graph` is whether its steps are measured as a CUDA graph.
+    `path` is None for this package's own; with `in_graph`, steps are measured as a CUDA graph.
     """
 
     name: str
@@ -66,17 +63,23 @@ class Implementation:
     path: Path | None = None
     in_graph: bool = False
 
+    @property
+    def is_ours(self) -> bool:
+        return self.path is None
+
 
 def our_implementations(*, compiled: bool, in_graph: bool = False) -> list[Implementation]:
-    """This project's networks, and on request the same as a CUDA graph, as the trainer runs them, and compiled."""
+    """Return this package's networks: eager, if wanted as a CUDA graph as the trainer runs them, and compiled."""
     ours = [Implementation(OURS, _build_ours)]
     if in_graph:
         ours.append(Implementation(f"{OURS} graph", _build_ours, in_graph=True))
-    return [*ours, Implementation(f"{OURS} compiled", partial(_build_ours, compiled=True))] if compiled else ours
+    if compiled:
+        ours.append(Implementation(f"{OURS} compiled", partial(_build_ours, compiled=True)))
+    return ours
 
 
 def load_implementations(paths: Sequence[Path]) -> list[Implementation]:
-    """Execute Python files that offer other implementations, see `load_implementation`; named like their files."""
+    """Execute Python files with other implementations, see `load_implementation`, and name each after its file."""
     names = [path.stem for path in paths]
     twice = {OURS, *(name for name in names if names.count(name) > 1)}
     names = [str(path) if name in twice else name for path, name in zip(paths, names, strict=True)]
@@ -86,9 +89,9 @@ def load_implementations(paths: Sequence[Path]) -> list[Implementation]:
 def load_implementation(path: Path, *, name: str) -> Implementation:
     """Execute a Python file that offers `create_fractal_brain_net(model_size, num_classes, fractal_pattern)`.
 
-    Its pattern is of its own `FractalPatternType` where it has one. The `digits` net has no documented size: it is
-    built from the module's class `FractalBrainNet` if that takes our arguments or the public reference's.
-    Raises ConfigError where the file cannot be executed or lacks the function.
+    The pattern is taken from the file's own `FractalPatternType` if it has one. The `digits` net has no documented
+    size: it is built with the file's class `FractalBrainNet` if that takes our arguments or the public reference's.
+    Raises ConfigError if the file cannot be executed or lacks the function.
     """
     spec = importlib.util.spec_from_file_location(f"fbsearch_against_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -105,7 +108,7 @@ def load_implementation(path: Path, *, name: str) -> Implementation:
 
 
 def _build(module: ModuleType, net: Net) -> nn.Module | None:
-    """A class `FractalBrainNet` that takes our arguments is given the net's configuration, so that both are equal."""
+    """Build a net with a file's class or function. A class that takes our arguments gets the whole configuration."""
     build = getattr(module, "FractalBrainNet", None)
     names = set(inspect.signature(build).parameters) if build is not None else set()
     shape = {"num_classes": NUM_CLASSES, "in_channels": net.in_channels}
@@ -113,8 +116,7 @@ def _build(module: ModuleType, net: Net) -> nn.Module | None:
     if build is not None and {"config", "image_size", *shape} <= names:
         model = build(net.config, **shape, image_size=net.image_size)
     elif net.name != "digits":
-        patterns = getattr(module, "FractalPatternType", FractalPatternType)
-        pattern = patterns.MANDELBROT
+        pattern = getattr(module, "FractalPatternType", FractalPatternType).MANDELBROT
         model = module.create_fractal_brain_net(model_size=net.name, num_classes=NUM_CLASSES, fractal_pattern=pattern)
     elif build is not None and {"fractal_levels", "base_channels", "pattern_resolution", *shape} <= names:
         fields = net.config.model_dump(include={"fractal_levels", "base_channels", "pattern_resolution"})

@@ -1,6 +1,6 @@
-"""fbsearch against the plain way to search: the same trials by `fbsearch run` and by `plain_search`, in turns.
+"""Trials per hour of `fbsearch run` and of the plain script in `plain_search`, with the same trials, in turns.
 
-Both run as processes of their own, with a fresh database each. Must not know how either of them works.
+Both run in processes of their own with a new database each.
 """
 
 import os
@@ -13,29 +13,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import optuna
 from rich.console import Console
 
-from fbsearch.bench.common import describe_machine, machine, make_table
+from fbsearch.bench.common import machine, make_table, print_report
 from fbsearch.bench.trial import bench_run, search_seconds
-from fbsearch.config.study_file import StudyConfig, load_study_file, render_study
+from fbsearch.config.study_file import load_study_file, render_study
 from fbsearch.errors import SearchError
 from fbsearch.study.database import open_storage
+from fbsearch.study.study import load_study
 from fbsearch.study.trial_record import FINISHED
 
 PLAIN, FBSEARCH = "plain script", "fbsearch"
+FIGURES = ("seconds", "search_seconds", "trials_per_hour", "best_val_accuracy")
 
 
 def bench_against_plain(
     study_file: Path, *, num_trials: int, repeats: int, workers: str, device: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Trials per hour of both, with the study's pruner and without pruning; `repeats` runs each, in turns.
+    """Measure the trials per hour of both, without pruning and with the study's pruner, `repeats` runs each.
 
-    The sampler is `random`, so that both train the same configurations, with the seeds 0, 1 ...; nothing else of the
-    study file is changed.
-    The result has `machine`, `study_file`, `num_trials`, `runs` (one a search: `who`, `pruner`, `seed`, `num_trials`,
-    `seconds` of the whole process, `search_seconds` from the first trial's start to the last one's end,
-    `trials_per_hour` of the latter, `best_val_accuracy`) and `ratios` of medians. SearchError if a run fails.
+    Everything is as in the study file, except the seeds 0, 1, ... and the sampler: `random`, so that both train the
+    same configurations.
+    The result has `machine`, `study_file`, `num_trials`, `runs` (one for each search: `who`, `pruner`, `seed`,
+    `num_trials`, `seconds` of the whole process, `search_seconds` from the first trial's start to the last one's end,
+    `trials_per_hour` of the latter, `best_val_accuracy`) and `ratios` of medians. Raises SearchError if a run fails.
     """
     config = load_study_file(study_file)
     found = machine(device=device)
@@ -43,10 +44,14 @@ def bench_against_plain(
     for seed in range(repeats):
         for pruner in dict.fromkeys(("none", config.search.pruner)):
             search = config.search.model_copy(update={"sampler": "random", "pruner": pruner, "seed": seed})
-            variant = config.model_copy(update={"search": search})
-            for who, bench in ((FBSEARCH, _bench_fbsearch), (PLAIN, _bench_plain)):
-                say(f"{who}, pruner {pruner}, seed {seed}")
-                figures = bench(variant, num_trials=num_trials, workers=workers, device=device)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "study.yaml")
+                path.write_text(render_study(config.model_copy(update={"search": search})), encoding="utf-8")
+                say(f"{FBSEARCH}, pruner {pruner}, seed {seed}")
+                ours = _bench_fbsearch(path, seed, num_trials=num_trials, workers=workers, device=device)
+                say(f"{PLAIN}, pruner {pruner}, seed {seed}")
+                plain = _bench_plain(path, num_trials=num_trials, device=device)
+            for who, figures in ((FBSEARCH, ours), (PLAIN, plain)):
                 runs.append({"who": who, "pruner": pruner, "seed": seed, **figures})
     return {
         "machine": found,
@@ -57,31 +62,25 @@ def bench_against_plain(
     }
 
 
-def _bench_fbsearch(config: StudyConfig, *, num_trials: int, workers: str, device: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "study.yaml")
-        path.write_text(render_study(config), encoding="utf-8")
-        run = bench_run(path, num_trials=num_trials, workers=workers, device=device, seed=config.search.seed)
-    names = ("num_trials", "seconds", "search_seconds", "trials_per_hour", "best_val_accuracy")
-    return {name: run[name] for name in names}
+def _bench_fbsearch(study_file: Path, seed: int, *, num_trials: int, workers: str, device: str) -> dict[str, Any]:
+    run = bench_run(study_file, num_trials=num_trials, workers=workers, device=device, seed=seed)
+    return {name: run[name] for name in ("num_trials", *FIGURES)}
 
 
-def _bench_plain(config: StudyConfig, *, num_trials: int, workers: str, device: str) -> dict[str, Any]:  # noqa: ARG001 (it has one process)
-    with tempfile.TemporaryDirectory() as folder:
-        path, url = Path(folder, "study.yaml"), f"sqlite:///{folder}/plain.db"
-        path.write_text(render_study(config), encoding="utf-8")
-        arguments = [str(path), "--trials", str(num_trials), "--storage", url, "--device", device]
-        command = [sys.executable, "-W", "ignore", "-m", "fbsearch.bench.plain_search", *arguments]
-        started = time.perf_counter()
-        # As many threads as torch takes by itself: what a person who writes such a script gets.
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        seconds = time.perf_counter() - started
-        if done.returncode != 0:
-            raise SearchError(f"`{' '.join(command)}` failed: {done.stderr.strip().splitlines()[-1]}")
-        storage = open_storage(url)
-        trials = optuna.load_study(study_name=config.name, storage=storage).get_trials(states=FINISHED)
-        storage.engine.dispose()
+def _bench_plain(study_file: Path, *, num_trials: int, device: str) -> dict[str, Any]:
+    url = f"sqlite:///{study_file.with_name('plain.db')}"
+    arguments = [str(study_file), "--trials", str(num_trials), "--storage", url, "--device", device]
+    command = [sys.executable, "-W", "ignore", "-m", "fbsearch", "bench", "plain-search", *arguments]
+    started = time.perf_counter()
+    # torch's own number of threads, as in a script that a user writes.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode != 0:
+        raise SearchError(f"`{' '.join(command)}` failed: {done.stderr.strip().splitlines()[-1]}")
+    storage = open_storage(url)
+    trials = load_study(storage, None).get_trials(states=FINISHED)
+    storage.engine.dispose()
     searching = search_seconds(trials)
     return {
         "num_trials": len(trials),
@@ -97,7 +96,7 @@ def _median(runs: list[dict[str, Any]], who: str, pruner: str, key: str) -> floa
 
 
 def _ratios(runs: list[dict[str, Any]], pruner: str) -> dict[str, float]:
-    """How many times the trials per hour of the plain script fbsearch has."""
+    """Return the trials per hour of fbsearch divided by those of the plain script, and those of pruning likewise."""
     plain = _median(runs, PLAIN, "none", "trials_per_hour")
     ratios = {"no pruning": _median(runs, FBSEARCH, "none", "trials_per_hour") / plain}
     if pruner != "none":
@@ -108,16 +107,13 @@ def _ratios(runs: list[dict[str, Any]], pruner: str) -> dict[str, float]:
 
 
 def print_plain_bench(console: Console, report: dict[str, Any]) -> None:
-    """The runs of `bench_against_plain` as a table of medians, and the ratios."""
-    console.print(describe_machine(report["machine"]), markup=False, highlight=False, soft_wrap=True)
+    """Print the report of `bench_against_plain`: a table of medians, and the ratios."""
     runs = report["runs"]
     rows = []
     for who, pruner in dict.fromkeys((run["who"], run["pruner"]) for run in runs):
-        keys = ("seconds", "search_seconds", "trials_per_hour", "best_val_accuracy")
-        rows.append((who, pruner, *(f"{_median(runs, who, pruner, key):,.4g}" for key in keys)))
+        rows.append((who, pruner, *(f"{_median(runs, who, pruner, key):,.4g}" for key in FIGURES)))
     num_repeats = len({run["seed"] for run in runs})
     title = f"{report['study_file']}: {report['num_trials']} trials of the random sampler, medians of {num_repeats}"
     columns = ("", "pruner", "seconds", "search seconds", "trials/h", "best")
-    console.print(make_table(title, columns, rows, num_names=2))
-    for name, ratio in report["ratios"].items():
-        console.print(f"trials per hour, {name}: {ratio:.2f}x the plain script's", highlight=False)
+    ratios = (f"trials per hour, {name}: {ratio:.2f}x the plain script's" for name, ratio in report["ratios"].items())
+    print_report(console, report, make_table(title, columns, rows, num_names=2), *ratios)

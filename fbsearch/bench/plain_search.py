@@ -1,21 +1,18 @@
-"""The search as the tutorials of Optuna and PyTorch write it: what `bench trial --against-plain` measures against.
+"""A search in the style of the tutorials of Optuna and PyTorch, the baseline of `bench trial --against-plain`.
 
-One process, a DataLoader over transformed images, an eager loop, `study.optimize`. The network, the images and their
-split, the space, the sampler, the pruner and the seeds are the study file's. Meant to be plain: what is faster goes
-into the real thing.
-
-    python -m fbsearch.bench.plain_search STUDY.yaml --trials N --storage sqlite:///FILE
+It has one process, a DataLoader over transformed images, an eager loop and `study.optimize`. The network, the images
+and their split, the space, the sampler, the pruner and the seeds are those of the study file. It is not optimised on
+purpose.
 """
 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import optuna
 import torch
 import torch.nn.functional as F
-import typer
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -38,7 +35,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 class Images(TorchDataset[tuple[torch.Tensor, int]]):
-    """Decoded images, each transformed when it is asked for."""
+    """Decoded images that are transformed on access."""
 
     def __init__(self, split: Split, transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.images_NCHW, self.labels = split.images_NCHW, split.labels_N.tolist()
@@ -52,7 +49,7 @@ class Images(TorchDataset[tuple[torch.Tensor, int]]):
 
 
 def make_transform(data: Dataset, augment: AugmentConfig) -> v2.Compose:
-    """uint8 [C, H, W] to normalised float32, changed at random as the study file says."""
+    """Return the transform from uint8 [C, H, W] to normalised float32, with the study file's augmentation."""
     steps: list[nn.Module] = []
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
@@ -66,15 +63,15 @@ def make_transform(data: Dataset, augment: AugmentConfig) -> v2.Compose:
 
 
 def objective(trial: optuna.Trial, study: StudyConfig, data: Dataset, device: torch.device) -> float:
-    """Train one network; the validation accuracy after its last epoch."""
+    """Train one network and return the validation accuracy after its last epoch."""
     config = study.trial(sample(trial, study), seed=study.search.seed + trial.number)
     torch.manual_seed(config.seed)
     model = FractalBrainNet.for_images(config.model, data.info.shape).to(device)
     train_images = Images(data.train, make_transform(data, config.data.augment))
     batch_size = config.train.batch_size
-    # A last batch of one image would stop BatchNorm.
-    is_enough = len(train_images) >= batch_size
-    train_loader = DataLoader(train_images, batch_size=batch_size, shuffle=True, drop_last=is_enough)
+    # BatchNorm cannot train on a last batch of one image.
+    drop_last = len(train_images) >= batch_size
+    train_loader = DataLoader(train_images, batch_size=batch_size, shuffle=True, drop_last=drop_last)
     val_loader = DataLoader(Images(data.val, make_transform(data, AugmentConfig())), batch_size=256)
     optimizer = make_optimizer(model, config)
     scheduler = make_scheduler(optimizer, config.train, steps_per_epoch=len(train_loader))
@@ -102,7 +99,7 @@ def objective(trial: optuna.Trial, study: StudyConfig, data: Dataset, device: to
 
 
 def make_optimizer(model: nn.Module, config: TrialConfig) -> torch.optim.Optimizer:
-    """torch's optimiser of that name as it comes."""
+    """Return torch's optimiser with its own defaults."""
     train = config.train
     values: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
     if train.optimizer == "sgd":
@@ -112,11 +109,8 @@ def make_optimizer(model: nn.Module, config: TrialConfig) -> torch.optim.Optimiz
     return OPTIMIZERS[train.optimizer](model.parameters(), **values)
 
 
-def main(
-    study_file: Path, trials: Annotated[int, typer.Option()], storage: Annotated[str, typer.Option()],
-    device: Annotated[str, typer.Option()] = "auto",
-) -> None:  # fmt: skip
-    """Search `study_file` the plain way: `trials` trials into a new study in `storage`; prints the seconds it took."""
+def search_plainly(study_file: Path, *, num_trials: int, storage: str, device: str) -> float:
+    """Run `num_trials` trials of a new study in the database `storage`; return the seconds they took."""
     config = load_study_file(study_file)
     chosen = choose_device(device)
     data = load_dataset(config.data, device="cpu", with_test=False)
@@ -128,9 +122,5 @@ def main(
         pruner=make_pruner(config),
     )
     started = time.perf_counter()
-    study.optimize(lambda trial: objective(trial, config, data, chosen), n_trials=trials)
-    print(time.perf_counter() - started)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    study.optimize(lambda trial: objective(trial, config, data, chosen), n_trials=num_trials)
+    return time.perf_counter() - started

@@ -1,8 +1,7 @@
-"""The coordinator by itself: it asks, stores, prunes and tells on a real database, for workers that are simulated.
+"""The time that the coordinator and its database take, measured with simulated workers that train nothing.
 
-A simulated worker trains nothing. It lives in the coordinator's process and gives a trial's events at the moments at
-which a trial of a known length would give them: what is measured is the coordinator and its database, nothing else.
-Every figure is of a process of its own.
+A simulated worker lives in the coordinator's process and sends the events of a trial of a known length at the times
+at which a real worker would. Each figure is measured in a new process.
 """
 
 import heapq
@@ -22,7 +21,7 @@ import optuna
 import psutil
 from rich.console import Console
 
-from fbsearch.bench.common import describe_machine, format_figure, machine, make_table
+from fbsearch.bench.common import format_figure, machine, make_table, print_report
 from fbsearch.config.models import TrainConfig, TrialConfig
 from fbsearch.config.study_file import SearchConfig, StudyConfig
 from fbsearch.messages import DatasetInfo, Epoch, EpochStats, Event, Finished, Ready, Started, Stopped
@@ -33,9 +32,7 @@ from fbsearch.study.locks import join_study
 from fbsearch.study.study import create_study
 
 NUM_EPOCHS = 10
-# Trials of each measurement: enough for a median, and rounds enough for the ends not to count.
-NUM_TIMED, NUM_SHORT, NUM_ROUNDS = 40, 300, 8
-SHORT_SECONDS, LONG_SECONDS = 0.05, 5.0
+SHORT_SECONDS = 0.05
 DIGITS = DatasetInfo(
     num_classes=10, in_channels=1, image_size=8, num_train=1150, num_val=287, num_test=360,
     class_names=tuple(map(str, range(10))),
@@ -43,7 +40,7 @@ DIGITS = DatasetInfo(
 
 
 class SimulatedExecutor:
-    """Workers that train nothing: each trial gives its events evenly over `trial_seconds`."""
+    """Workers that train nothing: each trial sends its epochs evenly over `trial_seconds`."""
 
     def __init__(self, *, num_workers: int, trial_seconds: float) -> None:
         self.num_workers, self._trial_seconds = num_workers, trial_seconds
@@ -71,7 +68,7 @@ class SimulatedExecutor:
         now = time.monotonic()
         left = sorted(item for item in self._due if item[2].worker == worker)
         if not left:
-            return  # its end is on its way
+            return  # the trial has ended already
         self._due = [item for item in self._due if item[2].worker != worker]
         heapq.heapify(self._due)
         self.busy_seconds -= max(0.0, left[-1][0] - now)
@@ -84,7 +81,7 @@ class SimulatedExecutor:
         while self._due and self._due[0][0] <= now:
             events.append(heapq.heappop(self._due)[2])
             if self.num_workers == 1:
-                break  # as they come from one worker, however little time it takes
+                break  # a single worker sends one event at a time
         return events
 
     def close(self) -> None:
@@ -95,7 +92,7 @@ class SimulatedExecutor:
 
 
 def _epoch_stats(config: TrialConfig, epoch: int) -> EpochStats:
-    """A learning curve that depends on what was sampled, so that sampler and pruner have something to do."""
+    """Return one epoch of a learning curve that depends on the sampled values, so that samplers and pruners work."""
     distance = abs(math.log(config.train.learning_rate / 0.01)) / 3
     top = max(0.1, 0.99 - 0.2 * distance - 0.4 / config.model.base_channels - 0.001 * (config.seed % 7))
     accuracy = top * (1 - math.exp(-epoch))
@@ -106,40 +103,44 @@ def _epoch_stats(config: TrialConfig, epoch: int) -> EpochStats:
     )  # fmt: skip
 
 
-def bench_search(*, storage: str | None, sizes: Sequence[int], say: Callable[[str], None]) -> dict[str, Any]:
-    """Time of a trial at `sizes` finished trials, throughput, and how busy 64 workers are; `storage` None is SQLite.
+def bench_search(
+    *,
+    storage: str | None,
+    sizes: Sequence[int],
+    say: Callable[[str], None],
+    num_timed: int = 40,
+    num_short: int = 300,
+    num_rounds: int = 8,
+    long_seconds: float = 5.0,
+) -> dict[str, Any]:
+    """Measure the seconds of a trial at `sizes` finished trials, the throughput, and how busy 64 workers are.
 
-    Times are of a trial with NUM_EPOCHS reports that ran to its end, from the end of the one before.
+    A trial has NUM_EPOCHS epochs; its time begins at the end of the trial before. `num_timed` trials are timed at each
+    size; `num_short` trials run on 8 workers, and `num_rounds` trials of `long_seconds` on each of 64. `storage` None
+    is a new SQLite file.
     """
     with tempfile.TemporaryDirectory() as folder:
         url = storage or f"sqlite:///{Path(folder, 'bench.db')}"
+        names = [f"bench-search-{secrets.token_hex(4)}" for _ in range(len(sizes) + 2)]
         report: dict[str, Any] = {"machine": machine(), "storage": hide_password(storage or "sqlite:///FILE")}
-        report["trials"], names = [], []
-        for size in sizes:
+        report["trials"] = []
+        for size, name in zip(sizes, names, strict=False):
             say(f"a study of {size:,} finished trials")
-            name = _new_name()
             if size:
                 _in_process(_search, url, name, {"sampler": "random"}, 64, 0.0, size)
-            report["trials"].append({"size": size} | _in_process(_search, url, name, {}, 1, 0.0, size + NUM_TIMED))
-            names.append(name)
-        for key, num_workers, seconds, count in (
-            ("short", 8, SHORT_SECONDS, NUM_SHORT), ("long", 64, LONG_SECONDS, 64 * NUM_ROUNDS),
-        ):  # fmt: skip
+            report["trials"].append({"size": size} | _in_process(_search, url, name, {}, 1, 0.0, size + num_timed))
+        many = (("short", 8, SHORT_SECONDS, num_short), ("long", 64, long_seconds, 64 * num_rounds))
+        for (key, num_workers, seconds, count), name in zip(many, names[-2:], strict=True):
             say(f"{count} trials of {seconds} s on {num_workers} workers")
-            name = _new_name()
             report[key] = _in_process(_search, url, name, {"pruner": "none"}, num_workers, seconds, count)
-            names.append(name)
+            report[key] |= {"num_workers": num_workers, "trial_seconds": seconds}
         if storage is not None:
             _in_process(_delete, storage, names)
     return report
 
 
-def _new_name() -> str:
-    return f"bench-search-{secrets.token_hex(4)}"
-
-
 def _in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in a new process, which is told of the database through a pipe: a password is on no command line."""
+    """Call a function in a new process. Its arguments go through a pipe: a password is on no command line."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -153,7 +154,7 @@ def _delete(url: str, names: list[str]) -> None:
 def _search(
     url: str, name: str, search: dict[str, str], num_workers: int, trial_seconds: float, num_trials: int
 ) -> dict[str, Any]:
-    """Search until there are `num_trials` trials; the figures of this process."""
+    """Search until a study has `num_trials` trials and return the figures of this process."""
     settings = SearchConfig.model_validate(search)
     config = StudyConfig(name=name, train=TrainConfig(epochs=NUM_EPOCHS), search=settings)
     executor = SimulatedExecutor(num_workers=num_workers, trial_seconds=trial_seconds)
@@ -187,13 +188,12 @@ def _search(
 
 
 def print_search_bench(console: Console, report: dict[str, Any]) -> None:
-    """The figures of `bench_search` as tables."""
-    console.print(describe_machine(report["machine"]), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{report['storage']}; simulated workers: nothing is trained", markup=False, highlight=False)
-    rows = [
+    """Print the report of `bench_search` as tables."""
+    trials = [
         (
             f"{row['size']:,}",
-            *(format_figure(1000 * row[key], " ms") for key in ("seconds_per_trial", "max_seconds_per_trial")),
+            format_figure(1000 * row["seconds_per_trial"], " ms"),
+            format_figure(1000 * row["max_seconds_per_trial"], " ms"),
             format_figure(1000 * row["cpu_seconds_per_trial"], " ms"),
             format_figure(row["open_seconds"], " s"),
             format_figure(row["mib"], " MiB"),
@@ -202,15 +202,20 @@ def print_search_bench(console: Console, report: dict[str, Any]) -> None:
         for row in report["trials"]
     ]
     columns = ("finished trials", "median", "longest", "processor", "opening", "memory", "n")
-    console.print(make_table(f"One trial: ask, {NUM_EPOCHS} reports, tell", columns, rows))
-    rows = [
+    many = [
         (
-            name,
-            format_figure(report[key]["trials_per_second"]),
-            f"{report[key]['busy']:.1%}",
-            format_figure(1000 * report[key]["cpu_seconds_per_trial"], " ms"),
-            str(report[key]["num_trials"]),
+            f"{row['num_workers']} of {row['trial_seconds']} s",
+            format_figure(row["trials_per_second"]),
+            f"{row['busy']:.1%}",
+            format_figure(1000 * row["cpu_seconds_per_trial"], " ms"),
+            str(row["num_trials"]),
         )
-        for key, name in (("short", f"8 of {SHORT_SECONDS} s"), ("long", f"64 of {LONG_SECONDS} s"))
+        for row in (report["short"], report["long"])
     ]
-    console.print(make_table("Workers and trials", ("", "trials/s", "busy", "processor", "n"), rows))
+    print_report(
+        console,
+        report,
+        f"{report['storage']}; simulated workers: nothing is trained",
+        make_table(f"One trial: ask, {NUM_EPOCHS} reports, tell", columns, trials),
+        make_table("Workers and trials", ("", "trials/s", "busy", "processor", "n"), many),
+    )

@@ -1,7 +1,6 @@
-"""Where a trial's seconds go: runs a study as its user would, in processes of its own, and reads what it left behind.
+"""The parts of a trial's time, measured on `fbsearch run` in processes of its own with a new database.
 
-Times are of a fresh database in a temporary folder. Processor time and memory are sampled from outside, so that what
-is measured is what ships. Must not know how a search works.
+Processor time and memory are sampled from outside, so that the measured program is the one that ships.
 """
 
 import json
@@ -20,7 +19,7 @@ import psutil
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from fbsearch.bench.common import describe_machine, machine, make_table
+from fbsearch.bench.common import machine, make_table, print_report
 from fbsearch.errors import SearchError
 from fbsearch.study.database import open_storage
 from fbsearch.study.study import load_study
@@ -31,7 +30,7 @@ SECONDS_BETWEEN_SAMPLES = 0.25
 
 @dataclass
 class _Usage:
-    """Highest resident memory (MiB; shared pages count in each process) and the coordinator's processor seconds."""
+    """Peak resident memory in MiB (shared pages count in each process) and the coordinator's processor seconds."""
 
     coordinator_mib: float = 0.0
     worker_mib: float = 0.0
@@ -43,7 +42,7 @@ class _Usage:
         times = coordinator.cpu_times()
         self.coordinator_cpu_seconds = times.user + times.system
         for child in coordinator.children():
-            # Workers only: multiprocessing has a helper process beside them.
+            # Only workers count, not the helper process of multiprocessing.
             if "spawn_main" in " ".join(child.cmdline()):
                 self.workers.add(child.pid)
                 self.worker_mib = max(self.worker_mib, _resident_mib(child))
@@ -54,9 +53,9 @@ def _resident_mib(process: psutil.Process) -> float:
 
 
 def bench_trial(study_file: Path, *, num_trials: int, repeats: int, workers: str, device: str) -> dict[str, Any]:
-    """Run `fbsearch run STUDY_FILE --trials num_trials` `repeats` times, with seeds 0, 1, ...; every run's figures.
+    """Run `fbsearch run STUDY_FILE --trials num_trials` with the seeds 0, 1, ... and return the figures of each run.
 
-    The result has `machine`, `study_file` and `runs`. SearchError if a run fails.
+    The result has `machine`, `study_file` and `runs`. Raises SearchError if a run fails.
     """
     runs = [
         bench_run(study_file, num_trials=num_trials, workers=workers, device=device, seed=seed)
@@ -66,23 +65,22 @@ def bench_trial(study_file: Path, *, num_trials: int, repeats: int, workers: str
 
 
 def print_trial_bench(console: Console, report: dict[str, Any]) -> None:
-    """The figures of `bench_trial` as a table: median, lowest and highest of the runs."""
+    """Print the report of `bench_trial`: median, lowest and highest of the runs."""
     runs = report["runs"]
-    console.print(describe_machine(report["machine"]), markup=False, highlight=False, soft_wrap=True)
     rows = []
     for key in runs[0]:
         found = sorted(run[key] for run in runs)
         rows.append((key, *(f"{value:,.4g}" for value in (statistics.median(found), found[0], found[-1]))))
     title = f"{report['study_file']}: {runs[0]['num_trials']} trials, n = {len(runs)}"
-    console.print(make_table(title, ("", "median", "lowest", "highest"), rows))
+    print_report(console, report, make_table(title, ("", "median", "lowest", "highest"), rows))
 
 
 def bench_run(study_file: Path, *, num_trials: int, workers: str, device: str, seed: int) -> dict[str, Any]:
-    """One run in a new database, and its figures.
+    """Run a search in a new database and return its figures.
 
-    `overhead_share` is the part of the workers' busy time (from being handed a trial to its end) that was neither in
-    training steps nor in validation; `idle_share` the part of their time, from the first trial's start to the last's
-    end, in which they had no trial.
+    `overhead_share` is the share of the workers' busy time (from receiving a trial to its end) outside training steps
+    and validation. `idle_share` is the share of the time between the first trial's start and the last one's end in
+    which workers had no trial.
     """
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/bench.db"
@@ -99,7 +97,7 @@ def bench_run(study_file: Path, *, num_trials: int, workers: str, device: str, s
 
 
 def _run(command: list[str], log: Path) -> tuple[_Usage, str]:
-    """Run a command to its end; what its processes used, and what it printed. SearchError if it fails."""
+    """Run a command and return what its processes used and printed. Raises SearchError if it fails."""
     usage = _Usage()
     output = log.with_suffix(".out")
     with log.open("w") as errors, output.open("w") as lines:
@@ -109,7 +107,7 @@ def _run(command: list[str], log: Path) -> tuple[_Usage, str]:
             try:
                 usage.sample(coordinator)
             except psutil.NoSuchProcess:
-                break  # it, or a worker, ended while it was looked at
+                break  # the coordinator or a worker has ended
             time.sleep(SECONDS_BETWEEN_SAMPLES)
     if process.wait() != 0:
         raise SearchError(f"`{' '.join(command)}` failed: {log.read_text().strip().splitlines()[-1]}")
@@ -141,7 +139,7 @@ def _figures(trials: list[FrozenTrial], usage: _Usage, *, seconds: float, best: 
 
 
 def search_seconds(trials: Sequence[FrozenTrial]) -> float:
-    """Seconds from the first trial's start to the last one's end."""
+    """Return the seconds from the first trial's start to the last one's end."""
     starts = [trial.datetime_start for trial in trials if trial.datetime_start]
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     return (max(ends) - min(starts)).total_seconds()

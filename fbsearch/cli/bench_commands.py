@@ -1,14 +1,34 @@
-"""The commands under `fbsearch bench`: how fast is it on this machine."""
+"""The commands under `fbsearch bench`, which measure how fast it is on this machine."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fbsearch.cli.options import AsJson, Device
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 app = typer.Typer(help="Measure how fast it is on this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def _print_progress(line: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, style="dim", highlight=False, markup=False).print(line)
+
+
+def _print(report: dict[str, Any], show: "Callable[[Console, dict[str, Any]], None]", *, as_json: bool) -> None:
+    """Print a benchmark's report as one JSON object, or as `show` prints it."""
+    from fbsearch.bench.common import make_console
+
+    if as_json:
+        print(json.dumps(report))
+    else:
+        show(make_console(), report)
 
 
 @app.command("model")
@@ -39,12 +59,8 @@ def bench_model(
     as_json: AsJson = False,
 ) -> None:
     """Measure the network: speed of training steps and inference, FLOPs, memory, against the machine's peak."""
-    from rich.console import Console
-
     from fbsearch.bench import model as bench
-    from fbsearch.bench.common import make_console
 
-    progress = Console(stderr=True, style="dim", highlight=False, markup=False)
     report = bench.bench_model(
         sizes=sizes.split(","),
         precisions=precision.split(","),
@@ -55,12 +71,9 @@ def bench_model(
         compiled=with_compile,
         reference_form=reference_form,
         against=against or [],
-        say=progress.print,
+        say=_print_progress,
     )
-    if as_json:
-        print(json.dumps(report))
-    else:
-        bench.print_model_bench(make_console(), report)
+    _print(report, bench.print_model_bench, as_json=as_json)
 
 
 @app.command("trial")
@@ -80,28 +93,31 @@ def bench_trial(
     as_json: AsJson = False,
 ) -> None:
     """Measure where a trial's seconds go: run a study as a user would, and look at its processes and its database."""
-    from fbsearch.bench import trial as bench
-    from fbsearch.bench.common import make_console
-
     if against_plain:
-        from rich.console import Console
+        from fbsearch.bench.plain import bench_against_plain, print_plain_bench
 
-        from fbsearch.bench import plain as bench_plain
-
-        say = Console(stderr=True, style="dim", highlight=False, markup=False).print
-        report = bench_plain.bench_against_plain(
-            study_file, num_trials=trials, repeats=repeats, workers=workers, device=device, say=say
+        report = bench_against_plain(
+            study_file, num_trials=trials, repeats=repeats, workers=workers, device=device, say=_print_progress
         )
-        if as_json:
-            print(json.dumps(report))
-        else:
-            bench_plain.print_plain_bench(make_console(), report)
+        _print(report, print_plain_bench, as_json=as_json)
         return
+    from fbsearch.bench import trial as bench
+
     report = bench.bench_trial(study_file, num_trials=trials, repeats=repeats, workers=workers, device=device)
-    if as_json:
-        print(json.dumps(report))
-    else:
-        bench.print_trial_bench(make_console(), report)
+    _print(report, bench.print_trial_bench, as_json=as_json)
+
+
+@app.command("plain-search", hidden=True)
+def plain_search(
+    study_file: Path,
+    trials: Annotated[int, typer.Option(min=1)],
+    storage: Annotated[str, typer.Option()],
+    device: Device = "auto",
+) -> None:
+    """Search with the plain script of `bench trial --against-plain`, which starts this command; print the seconds."""
+    from fbsearch.bench.plain_search import search_plainly
+
+    print(search_plainly(study_file, num_trials=trials, storage=storage, device=device))
 
 
 @app.command("search")
@@ -116,18 +132,13 @@ def bench_search(
     as_json: AsJson = False,
 ) -> None:
     """Measure the coordinator and its database with simulated workers, which train nothing (minutes)."""
-    from rich.console import Console
-
     from fbsearch.bench import search as bench
-    from fbsearch.bench.common import make_console
     from fbsearch.study.database import storage_errors
 
     if not all(size.strip().isdecimal() for size in sizes.split(",")):
         raise typer.BadParameter(f"{sizes!r} is not numbers joined by commas", param_hint="--sizes")
-    progress = Console(stderr=True, style="dim", highlight=False, markup=False)
     with storage_errors(storage or ""):
-        report = bench.bench_search(storage=storage, sizes=[int(size) for size in sizes.split(",")], say=progress.print)
-    if as_json:
-        print(json.dumps(report))
-    else:
-        bench.print_search_bench(make_console(), report)
+        report = bench.bench_search(
+            storage=storage, sizes=[int(size) for size in sizes.split(",")], say=_print_progress
+        )
+    _print(report, bench.print_search_bench, as_json=as_json)

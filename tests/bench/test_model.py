@@ -1,7 +1,9 @@
 """Benchmarks on nets of milliseconds: what is timed, in which order, what is counted, and what is said of bad input."""
 
+import dataclasses
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from torch._dynamo import lookup_backend
 
-from fbsearch.bench.common import LEAST_SECONDS, Timing, format_figure, interleave, machine, make_table
+from fbsearch.bench.common import Timing, format_figure, interleave, machine, make_table
 from fbsearch.bench.model import bench_model, print_model_bench
 from fbsearch.bench.networks import NETS, OURS, choose_net, load_implementations, our_implementations
 from fbsearch.bench.step import Subject
@@ -58,24 +61,43 @@ def subject(name: str = "digits", **fields: object) -> Subject:
 # Timing
 
 
+class Clock:
+    """A clock that only moves when a call takes its time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def call(self, seconds: float, log: list[str] | None = None, name: str = "") -> Callable[[], None]:
+        def take() -> None:
+            self.seconds += seconds
+            if log is not None:
+                log.append(name)
+
+        return take
+
+
 def test_interleave_takes_turns_after_warming_up():
     order: list[str] = []
-
-    def call(name: str, seconds: float) -> Callable[[], None]:
-        return lambda: (order.append(name), time.sleep(seconds))[0]
-
-    timings = interleave({"a": call("a", 0.002), "b": call("b", 0.004)}, repeats=3, least_seconds=0.001)
+    clock = Clock()
+    calls = {"a": clock.call(0.002, order, "a"), "b": clock.call(0.004, order, "b")}
+    timings = interleave(calls, repeats=3, min_seconds=0.001, clock=clock)
     assert "".join(order) == "aaabbb" + "ababab"
-    assert timings["a"].median == pytest.approx(0.002, rel=0.6)
-    assert timings["b"].median > timings["a"].median
-    assert len(timings["a"].seconds) == 3
+    assert timings["a"].seconds == pytest.approx([0.002] * 3)
+    assert timings["b"].seconds == pytest.approx([0.004] * 3)
 
 
 def test_interleave_short_calls_make_samples_of_many():
-    calls = itertools.count()
+    clock = Clock()
+    calls: list[str] = []
     waits = itertools.count()
-    interleave({"a": lambda: (next(calls), time.sleep(0.001))}, repeats=2, wait=lambda: next(waits))
-    assert 2 * 0.2 * LEAST_SECONDS / 0.001 < next(calls) <= 3 + 2 * LEAST_SECONDS / 0.001
+    timings = interleave(
+        {"a": clock.call(2**-10, calls)}, repeats=2, wait=lambda: next(waits), min_seconds=2**-4, clock=clock
+    )
+    assert len(calls) == 3 + 2 * 2**6
+    assert timings["a"].seconds == (2**-10,) * 2
     assert next(waits) == 4  # the warm-up, one call to see how long it takes, two samples
 
 
@@ -198,12 +220,16 @@ def test_bench_model_gives_sane_rows_for_each_phase(capsys):
         assert len(row["seconds"]) == 2
         assert row["images_per_second"] == pytest.approx(4 / (sum(row["seconds"]) / 2))
         assert row["flops_per_second"] == pytest.approx(row["flops_per_image"] * row["images_per_second"])
-        assert 0 < row["share_of_peak"] < 1
+        peak = max(report["peaks"][row["precision"]].values())
+        assert row["share_of_peak"] == pytest.approx(row["flops_per_second"] / peak) and row["share_of_peak"] > 0
         assert row["memory_mib"] > 0
         assert row["first_step_seconds"] > 0
         assert (row["speed_ratios"], row["memory_ratios"]) == ({}, {})
-    assert report["rows"][1]["images_per_second"] > report["rows"][0]["images_per_second"]
-    assert all(1e9 < peak < 1e15 for peaks in report["peaks"].values() for peak in peaks.values())
+    assert 2 < report["rows"][0]["flops_per_image"] / report["rows"][1]["flops_per_image"] < 3.5
+    assert {precision: set(peaks) for precision, peaks in report["peaks"].items()} == {
+        "fp32": {"matmul", "conv3x3"}, "bf16": {"matmul", "conv3x3"},
+    }  # fmt: skip
+    assert all(0 < peak < math.inf for peaks in report["peaks"].values() for peak in peaks.values())
     assert capsys.readouterr() == ("", "")
 
 
@@ -260,11 +286,26 @@ def test_print_model_bench_shows_every_figure(tmp_path):
     assert lines[-1].rstrip() == "note: something [is] left out"
 
 
-@pytest.mark.slow
-def test_bench_model_compiled_says_how_long_the_first_step_takes():
-    report = bench_model(sizes=["digits"], compiled=True, **QUICK)
+def test_bench_model_compiled_says_how_long_the_first_step_takes(monkeypatch):
+    """Traced and differentiated as for every backend of torch.compile, but by one that needs no C++ compiler."""
+    graphs = []
+
+    def slow_backend(graph, inputs):
+        graphs.append(graph)
+        time.sleep(0.2)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    fields = {"fractal_levels": (1,), "base_channels": 4, "global_attention": "none", "drop_path": "none"}
+    config = NETS["digits"].config.model_copy(update=fields)
+    monkeypatch.setitem(NETS, "digits", dataclasses.replace(NETS["digits"], config=config, image_size=2))
+    torch.compiler.set_default_backend(slow_backend)
+    try:
+        report = bench_model(sizes=["digits"], compiled=True, **QUICK)
+    finally:
+        torch.compiler.set_default_backend(None)
     rows = {(row["implementation"], row["phase"]): row for row in report["rows"]}
-    assert rows[f"{OURS} compiled", "training"]["first_step_seconds"] > 1
+    assert rows.keys() == set(itertools.product((OURS, f"{OURS} compiled"), ("training", "inference")))
+    assert graphs and rows[f"{OURS} compiled", "training"]["first_step_seconds"] > 0.2
     assert rows[f"{OURS} compiled", "training"]["flops_per_image"] == rows[OURS, "training"]["flops_per_image"]
 
 

@@ -5,7 +5,6 @@ import time
 import pytest
 from rich.console import Console
 
-from fbsearch.bench import search as bench
 from fbsearch.bench.search import SimulatedExecutor, bench_search, print_search_bench
 from fbsearch.config.models import TrainConfig, TrialConfig
 from fbsearch.config.study_file import StudyConfig
@@ -39,27 +38,29 @@ def test_simulated_worker_that_is_stopped_says_so_and_nothing_else() -> None:
     executor = SimulatedExecutor(num_workers=2, trial_seconds=100)
     executor.start()
     collect(executor, Ready)
+    started = time.monotonic()
     executor.submit(0, 1, trial_config())
     executor.submit(1, 2, trial_config())
     executor.stop_trial(0)
+    elapsed = time.monotonic() - started
     assert [(type(event), event.worker) for event in collect(executor, Stopped)][-1] == (Stopped, 0)
-    assert executor.busy_seconds == pytest.approx(100, abs=1)
+    assert 100 <= executor.busy_seconds <= 100 + elapsed
 
 
 @pytest.mark.slow
-def test_bench_search_gives_the_figures_of_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"NUM_TIMED": 6, "NUM_SHORT": 16, "NUM_ROUNDS": 1, "LONG_SECONDS": 0.5}.items():
-        monkeypatch.setattr(bench, name, value)
+def test_bench_search_gives_the_figures_of_every_part() -> None:
     said: list[str] = []
-    report = bench_search(storage=None, sizes=[20], say=said.append)
+    report = bench_search(
+        storage=None, sizes=[20], say=said.append, num_timed=6, num_short=16, num_rounds=1, long_seconds=0.5
+    )
     assert len(said) == 3
     assert [row["size"] for row in report["trials"]] == [20]
     assert [row["num_trials"] for row in report["trials"]] == [6]
     for row in report["trials"]:
-        assert 0 < row["cpu_seconds_per_trial"] < 5 and 50 < row["mib"] < 600
+        assert row["cpu_seconds_per_trial"] > 0 and 50 < row["mib"] < 600
     assert (report["short"]["num_trials"], report["long"]["num_trials"]) == (16, 64)
     assert 0 < report["long"]["busy"] <= 1
     console = Console(record=True, width=150)
     print_search_bench(console, report)
     text = console.export_text()
-    assert "64 of" in text and "nothing is trained" in text
+    assert "64 of 0.5 s" in text and "nothing is trained" in text

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fbsearch.bench import plain_search
 from fbsearch.bench.plain import bench_against_plain, print_plain_bench
+from fbsearch.bench.plain_search import search_plainly
 from fbsearch.bench.trial import bench_trial, print_trial_bench
 from fbsearch.config.study_file import StudyConfig, render_study
 from fbsearch.errors import SearchError
@@ -51,7 +51,9 @@ def test_bench_trial_of_a_run_that_fails_says_why(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_against_plain_trains_the_same_trials_in_both(tmp_path: Path) -> None:
     study_file = tmp_path / "study.yaml"
-    study_file.write_text(STUDY.replace("pruner: none", "pruner: median"))
+    study_file.write_text(
+        STUDY.replace("limit: 200", "limit: 40").replace("epochs: 4", "epochs: 1").replace("none", "median")
+    )
     options = {"num_trials": 2, "repeats": 1, "workers": "1", "device": "cpu"}
     report = bench_against_plain(study_file, **options, say=lambda text: None)
     assert [(run["who"], run["pruner"]) for run in report["runs"]] == [
@@ -73,7 +75,7 @@ def test_plain_search_draws_the_configurations_that_fbsearch_draws(tmp_path: Pat
     study_file = tmp_path / "study.yaml"
     study_file.write_text(render_study(config))
     url = f"sqlite:///{tmp_path}/plain.db"
-    plain_search.main(study_file, trials=3, storage=url, device="cpu")
+    search_plainly(study_file, num_trials=3, storage=url, device="cpu")
     storage = open_storage(url)
     found = [trial.params for trial in optuna.load_study(study_name="small", storage=storage).trials]
     storage.engine.dispose()
