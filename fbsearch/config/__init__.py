@@ -1,1 +1,1 @@
-"""What the user writes, checked: study files, exports, the models behind them. Must not import torch or optuna."""
+"""The files that a user writes, and their checks, which run before torch or optuna is loaded: must not import them."""

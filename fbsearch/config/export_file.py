@@ -1,4 +1,4 @@
-"""The export: the best configurations of a study as `fbsearch export` writes them and `fbsearch train` reads them."""
+"""The export file: the best configurations of a study, written by `fbsearch export` and read by `fbsearch train`."""
 
 import datetime
 from pathlib import Path
@@ -6,18 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from fbsearch.config.models import DataConfig, ModelConfig, Strict, TrainConfig
+from fbsearch.config.models import DataConfig, ModelConfig, StrictModel, TrainConfig
 from fbsearch.config.space import Dimension
-from fbsearch.config.study_file import validate_content
-from fbsearch.config.yaml_format import read_yaml, to_yaml, without_unset_keys
+from fbsearch.config.yaml_format import dump_dimension, read_yaml, to_yaml, validate_content
 from fbsearch.errors import ConfigError
 from fbsearch.messages import ImageShape
 
 EXPORT_FORMAT = "fbsearch-export/1"
 
 
-class ExportedConfig(Strict):
-    """One of the best configurations: whole and resolved, no default left to guess."""
+class ExportedConfig(StrictModel):
+    """One of the best configurations, with the value of every field."""
 
     rank: int = Field(ge=1)
     trial: int = Field(ge=0)
@@ -36,11 +35,11 @@ class ExportedConfig(Strict):
         return ImageShape(num_classes=self.num_classes, in_channels=self.in_channels, image_size=self.image_size)
 
 
-class SearchCompute(Strict):
-    """What a study's finished trials have cost.
+class SearchCompute(StrictModel):
+    """The total cost of a study's finished trials.
 
-    `train_flops` is the sum of one image's forward FLOPs x training images x epochs run: the same on every machine.
-    A training step costs about three forward passes, in every network alike.
+    `train_flops` sums forward FLOPs per image x training images x epochs run, which is the same on every machine. A
+    training step costs about three forward passes in every network.
     """
 
     num_trials: int = Field(ge=1)
@@ -49,8 +48,8 @@ class SearchCompute(Strict):
     seconds: float = Field(ge=0)
 
 
-class Searched(Strict):
-    """What a search drew from and what it spent: what it takes to search the same space otherwise at equal compute."""
+class Searched(StrictModel):
+    """The space of a search and the compute it has spent, for another search of the same space at equal compute."""
 
     model: ModelConfig
     train: TrainConfig
@@ -58,8 +57,8 @@ class Searched(Strict):
     compute: SearchCompute
 
 
-class Export(Strict):
-    """The file that `fbsearch export` writes. Files from before there was `search` have none."""
+class Export(StrictModel):
+    """The content of an export file. `search` is None in files of early versions."""
 
     format: Literal["fbsearch-export/1"] = "fbsearch-export/1"
     study: str
@@ -70,7 +69,7 @@ class Export(Strict):
 
 
 def load_export(path: str | Path) -> Export:
-    """Read and check a file that `fbsearch export` wrote. ConfigError if it is none, or of a newer format."""
+    """Read and check an export file. Raises ConfigError if it is not one, or of a newer format."""
     path = Path(path)
     maker = f"fbsearch export --output {path}"
     content = read_yaml(path, maker=maker)
@@ -83,9 +82,9 @@ def load_export(path: str | Path) -> Export:
 
 
 def dump_export(export: Export) -> str:
-    """The text of an export file."""
+    """Return the text of an export file."""
     content = export.model_dump(mode="json", exclude={"search"}) | {"exported": export.exported}
     if export.search is not None:
-        space = {name: without_unset_keys(dimension) for name, dimension in export.search.space.items()}
+        space = {name: dump_dimension(dimension) for name, dimension in export.search.space.items()}
         content["search"] = export.search.model_dump(mode="json") | {"space": space}
     return to_yaml(content)

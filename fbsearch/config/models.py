@@ -1,8 +1,6 @@
-"""What a network, its training and its data are: frozen, strict models of everything a user can set.
+"""The settings of a network, its training and its data: frozen pydantic models of all that a user can set.
 
-One description a field: the same text goes into `fbsearch init`'s comments and the JSON schema. The file with a
-search space around these models is read by `study_file`. This file must not import torch, numpy or optuna: a study
-file is checked before any of them is loaded.
+The description of a field is its comment in the file that `fbsearch init` writes, and its text in the JSON schema.
 """
 
 from enum import StrEnum
@@ -12,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class FractalPatternType(StrEnum):
-    """The five fractals of the source documents; each value is its lower-case name."""
+    """The five fractals of the source documents."""
 
     MANDELBROT = "mandelbrot"
     SIERPINSKI = "sierpinski"
@@ -28,26 +26,26 @@ Activation = Literal[
 ]  # fmt: skip
 Precision = Literal["auto", "fp32", "bf16"]
 
-# The largest image for which `stem: auto` keeps full resolution (CIFAR's size).
+# The largest image size, in pixels, for which `stem: auto` keeps full resolution (CIFAR's size).
 SMALL_IMAGE = 32
 
 
-class Strict(BaseModel):
-    """Base of every model here: frozen; a key it does not know is an error, and so is a value of another type."""
+class StrictModel(BaseModel):
+    """Base of all models here: frozen; unknown keys and values of another type are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-class AugmentConfig(Strict):
-    """Random changes of every training image, drawn anew for each image in each epoch."""
+class AugmentConfig(StrictModel):
+    """Random changes of the training images, drawn again for each image in each epoch."""
 
     flip: bool = Field(False, description="mirror left-right with probability 1/2")
     shift: int = Field(0, ge=0, description="pixels; shift by up to this many each way, edges reflected")
     cutout: int = Field(0, ge=0, description="pixels; side of a square that is blanked at a random place, 0 is off")
 
 
-class DataConfig(Strict):
-    """Which images, at which size, and how they are split."""
+class DataConfig(StrictModel):
+    """The images, their size and their split."""
 
     name: DataName = Field(
         "digits", description="digits | folder | mnist | fashion_mnist | kmnist | cifar10 | cifar100 | svhn"
@@ -68,8 +66,8 @@ class DataConfig(Strict):
     seed: int = Field(0, ge=0, description="of the split into training and validation")
 
 
-class ModelConfig(Strict):
-    """The FractalBrainNet: every part that can be chosen. The defaults are the source documents'."""
+class ModelConfig(StrictModel):
+    """The FractalBrainNet. The defaults are those of the source documents."""
 
     fractal_levels: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1, max_length=8)] = Field(
         (2, 3, 4, 5),
@@ -111,13 +109,13 @@ class ModelConfig(Strict):
     )
 
     def resolve_stem(self, image_size: int) -> "ModelConfig":
-        """The same configuration with `stem: auto` replaced by what it means for images of `image_size` pixels."""
+        """Return the configuration with `stem: auto` replaced by the stem for images of `image_size` pixels."""
         if self.stem != "auto":
             return self
         return self.model_copy(update={"stem": "conv3" if image_size <= SMALL_IMAGE else "conv7"})
 
 
-class TrainConfig(Strict):
+class TrainConfig(StrictModel):
     """One training run."""
 
     epochs: PositiveInt = Field(8, description="passes over the training images")
@@ -157,8 +155,8 @@ class TrainConfig(Strict):
         return self
 
 
-class LimitsConfig(Strict):
-    """What a configuration may cost; it is not trained if it costs more. null: no limit."""
+class LimitsConfig(StrictModel):
+    """The highest costs of a configuration that is trained. null: no limit."""
 
     parameters: int | None = Field(None, gt=0, description="of the network")
     flops: int | None = Field(None, gt=0, description="of one image's forward pass, two for each multiply-add")
@@ -167,22 +165,21 @@ class LimitsConfig(Strict):
     )
 
     def excess(self, costs: dict[str, float | None]) -> dict[str, float]:
-        """By which share of each limit that is set a cost is over it; 0 and less is within it."""
+        """Return the share by which each cost exceeds its limit, for the limits that are set; 0 or less is within."""
         found = {}
-        for key, cost in costs.items():
-            limit = getattr(self, key)
-            if limit is not None:
-                assert cost is not None, "what has a limit is measured"
-                found[key] = cost / limit - 1
+        for key, limit in self.model_dump(include=set(costs), exclude_none=True).items():
+            cost = costs[key]
+            assert cost is not None, "a cost with a limit is measured"
+            found[key] = cost / limit - 1
         return found
 
 
-class TrialConfig(Strict):
-    """Everything one trial is: with it alone, the run can be repeated. Stored with each trial, whole."""
+class TrialConfig(StrictModel):
+    """The whole configuration of a trial, which is stored with it: a run can be repeated from this alone."""
 
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
     seed: int = Field(0, ge=0, description="of weights, batches and augmentation")
-    # Travels to the worker, which alone can tell a cost, but is the search's: neither stored nor exported.
+    # Sent to the worker, which measures the costs, but neither stored nor exported: it is a setting of the search.
     limits: LimitsConfig = Field(LimitsConfig(), exclude=True)

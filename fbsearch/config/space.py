@@ -1,7 +1,7 @@
-"""What a search may vary: dimensions under the dotted names of ModelConfig and TrainConfig.
+"""The search space: dimensions under the dotted names of the fields of ModelConfig and TrainConfig.
 
-Knows nothing of Optuna; `study` turns these dimensions into suggestions. Every value a dimension can take is checked
-here against the field it stands for, so that a bad one is found when the file is read and not in the 80th trial.
+Every value of a dimension is checked against its field here, when a file is read. `study.sampling` turns dimensions
+into suggestions of Optuna.
 """
 
 import difflib
@@ -15,28 +15,28 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, model_validator
 
-from fbsearch.config.models import ModelConfig, Strict, TrainConfig
+from fbsearch.config.models import ModelConfig, StrictModel, TrainConfig
 
-SECTIONS: dict[str, type[Strict]] = {"model": ModelConfig, "train": TrainConfig}
-# What changes no result: never searched, and free to change when a study is resumed.
-NO_SETTINGS = ("train.tensorboard", "train.cuda_graph")
+SECTIONS: dict[str, type[StrictModel]] = {"model": ModelConfig, "train": TrainConfig}
+# Fields without an effect on results: they cannot be searched, and may change when a study is resumed.
+NEUTRAL_FIELDS = ("train.tensorboard", "train.cuda_graph")
 FIELDS = tuple(
     f"{section}.{field}"
     for section, model in SECTIONS.items()
     for field in model.model_fields
-    if f"{section}.{field}" not in NO_SETTINGS
+    if f"{section}.{field}" not in NEUTRAL_FIELDS
 )
 LEVELS = "model.fractal_levels"
-# An integer range is checked value by value up to this many values, beyond that at its two ends.
+# The values of an integer range are all checked up to this number of values, beyond it only the two ends.
 MAX_CHECKED_VALUES = 4096
-# A dimension of a grid has at most this many values.
+# The highest number of values of a dimension of a grid.
 MAX_GRID = 100_000
 
 
-def choice_label(value: Any) -> str | int | float | bool | None:
-    """The form of a choice that a database can hold: lists become JSON text, everything else stays as it is.
+def encode_choice(value: Any) -> str | int | float | bool | None:
+    """Return a choice as a database can hold it: a list as JSON text, any other value unchanged.
 
-    ValueError for what no field can hold.
+    Raises ValueError for a value of a type that no field has.
     """
     if isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
         return json.dumps(value)
@@ -55,7 +55,7 @@ def format_value(value: Any) -> str:
 
 
 def _check_number(value: Any) -> int | float:
-    """An integer stays one, so that a file that is written again shows 8 and not 8.0."""
+    """Return a finite number as it is: an integer stays one, so that 8 is not written as 8.0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
@@ -64,8 +64,8 @@ def _check_number(value: Any) -> int | float:
 Number = Annotated[int | float, PlainValidator(_check_number, json_schema_input_type=float)]
 
 
-class RangeSpace(Strict):
-    """Numbers from `low` to `high`, both included."""
+class RangeSpace(StrictModel):
+    """Numbers from `low` to `high`, both inclusive."""
 
     low: Number
     high: Number
@@ -89,21 +89,20 @@ class RangeSpace(Strict):
         return self
 
 
-class ChoiceSpace(Strict):
-    """One of a list of values."""
+class ChoiceSpace(StrictModel):
+    """A list of values."""
 
     choices: tuple[Any, ...] = Field(min_length=1, strict=False)
 
     @model_validator(mode="after")
     def _check(self) -> "ChoiceSpace":
-        labels = [choice_label(value) for value in self.choices]
-        if len(set(labels)) < len(labels):
+        if len({encode_choice(value) for value in self.choices}) < len(self.choices):
             raise ValueError("each choice may stand there only once")
         return self
 
 
-class LevelsSpace(Strict):
-    """Fractal level depths: a number of stages, and then, for each stage that there is, a level."""
+class LevelsSpace(StrictModel):
+    """Numbers of stages, and the fractal levels that each stage can have."""
 
     num_stages: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(min_length=1, strict=False)
     level: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(min_length=1, strict=False)
@@ -116,16 +115,16 @@ class LevelsSpace(Strict):
         return self
 
     def count(self) -> int:
-        """How many tuples of levels there are."""
+        """Return the number of tuples of levels."""
         return sum(len(self.level) ** n for n in self.num_stages)
 
     def combinations(self) -> list[tuple[int, ...]]:
-        """Every tuple of levels, in the order of `num_stages` and `level`."""
+        """Return every tuple of levels, in the order of `num_stages` and `level`."""
         return [levels for n in self.num_stages for levels in itertools.product(self.level, repeat=n)]
 
 
 def _kind(value: Any) -> str | None:
-    keys = value if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, Strict) else ()
+    keys = value if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, StrictModel) else ()
     if "choices" in keys:
         return "<choices>"
     if "num_stages" in keys or "level" in keys:
@@ -153,22 +152,20 @@ DEFAULT_SPACE: dict[str, Any] = {
 }
 
 
-def _annotation(name: str) -> Any:
+def _types(name: str) -> tuple[Any, ...]:
+    """Return the types of a field: `float | None` has two."""
     section, field = name.split(".")
-    return SECTIONS[section].model_fields[field].annotation
+    annotation = SECTIONS[section].model_fields[field].annotation
+    return annotation, *typing.get_args(annotation)
 
 
 def is_integer(name: str) -> bool:
-    """Whether the field of the dotted `name` holds whole numbers."""
-    return int in (_annotation(name), *typing.get_args(_annotation(name)))
-
-
-def _is_float(name: str) -> bool:
-    return float in (_annotation(name), *typing.get_args(_annotation(name)))
+    """Return True if the field of the dotted `name` holds whole numbers."""
+    return int in _types(name)
 
 
 def check_space(space: Mapping[str, Any]) -> list[str]:
-    """Everything wrong with a space, as lines that begin with the key; an empty list where all is well."""
+    """Return all errors of a space, as lines that begin with the key."""
     problems = []
     for name, dimension in space.items():
         if name not in FIELDS:
@@ -183,7 +180,7 @@ def check_space(space: Mapping[str, Any]) -> list[str]:
 
 
 def _check_dimension(name: str, dimension: Any) -> list[str]:
-    if isinstance(dimension, RangeSpace) and not (is_integer(name) or _is_float(name)):
+    if isinstance(dimension, RangeSpace) and not {int, float} & set(_types(name)):
         return [f"space.{name}: this field is no number; write choices"]
     if isinstance(dimension, RangeSpace) and is_integer(name):
         for key in ("low", "high", "step"):
@@ -200,7 +197,7 @@ def _check_dimension(name: str, dimension: Any) -> list[str]:
 def _check_value(name: str, value: Any) -> str | None:
     section, field = name.split(".")
     try:
-        # model_construct leaves checks between fields to whole configurations; here one field is judged alone.
+        # model_construct skips the checks between fields, which need a whole configuration: one field is checked alone.
         SECTIONS[section].__pydantic_validator__.validate_assignment(SECTIONS[section].model_construct(), field, value)
     except ValidationError as error:
         first = error.errors()[0]
@@ -210,7 +207,7 @@ def _check_value(name: str, value: Any) -> str | None:
 
 
 def values(name: str, dimension: Any, *, most: int) -> list[Any]:
-    """The values of a dimension: all of them up to `most`, otherwise, and for continuous ranges, the two ends."""
+    """Return all values of a dimension, or the two ends of a continuous range and of more than `most` values."""
     if isinstance(dimension, ChoiceSpace):
         return list(dimension.choices)
     if isinstance(dimension, LevelsSpace):
@@ -229,7 +226,7 @@ def _level_ends(dimension: LevelsSpace) -> list[tuple[int, ...]]:
 
 
 def _ends(name: str, dimension: Any) -> list[Any]:
-    """The extreme values of a dimension; every one of a choice that has no order."""
+    """Return the extreme values of a dimension, or all values of a choice without an order."""
     if isinstance(dimension, LevelsSpace):
         return _level_ends(dimension)
     found = values(name, dimension, most=2)
@@ -239,13 +236,13 @@ def _ends(name: str, dimension: Any) -> list[Any]:
 
 
 def corners(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the extreme values of all dimensions, as {dotted name: value}."""
+    """Yield every combination of the extreme values of all dimensions, as {dotted name: value}."""
     for combination in itertools.product(*(_ends(name, dimension) for name, dimension in space.items())):
         yield dict(zip(space, combination, strict=True))
 
 
 def grid_points(space: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every point of a space without continuous ranges, as {dotted name: value}; ValueError if there is one."""
+    """Return every point of a space as {dotted name: value}. Raises ValueError if a range is continuous."""
     axes = []
     for name, dimension in space.items():
         if isinstance(dimension, RangeSpace) and dimension.step is None and (dimension.log or not is_integer(name)):
@@ -255,7 +252,7 @@ def grid_points(space: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw_point(space: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
-    """A point of a space as {dotted name: value}, each dimension drawn evenly; by ratios where a range is `log`."""
+    """Draw a point of a space, as {dotted name: value}: uniform in each dimension, log-uniform where `log` is set."""
     return {name: _draw(name, dimension, rng) for name, dimension in space.items()}
 
 
@@ -266,7 +263,7 @@ def _draw(name: str, dimension: Any, rng: random.Random) -> Any:
         return tuple(rng.choice(dimension.level) for _ in range(rng.choice(dimension.num_stages)))
     low, high = dimension.low, dimension.high
     if dimension.log:
-        # A whole number stands for all that is rounded to it, so that the ends are not drawn half as often.
+        # A whole number covers all values that are rounded to it, so that the ends are not drawn half as often.
         margin = 0.5 if is_integer(name) else 0
         value = math.exp(rng.uniform(math.log(low - margin), math.log(high + margin)))
         value = min(max(round(value) if is_integer(name) else value, low), high)

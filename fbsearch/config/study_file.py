@@ -1,26 +1,25 @@
-"""The study file: what to search, and how a network is trained. All errors of a file are shown together."""
+"""The study file: the search space, the training of a network and the settings of a search."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from fbsearch.config.models import DataConfig, LimitsConfig, ModelConfig, Strict, TrainConfig, TrialConfig
+from fbsearch.config.models import DataConfig, LimitsConfig, ModelConfig, StrictModel, TrainConfig, TrialConfig
 from fbsearch.config.space import DEFAULT_SPACE, FIELDS, SECTIONS, Dimension, check_space, corners, grid_points
-from fbsearch.config.yaml_format import describe_errors, on_one_line, read_yaml, without_unset_keys
+from fbsearch.config.yaml_format import describe_errors, dump_dimension, read_yaml, to_flow_yaml, validate_content
 from fbsearch.errors import ConfigError
 
-Model = TypeVar("Model", bound=BaseModel)
-
 MAX_NAME = 200
-# A space with more corners than this is checked at the first of them only; `validate` says so.
+# Only this many corners of a space are checked; `validate` says so.
 MAX_CORNERS = 2048
 
 
-class SearchConfig(Strict):
-    """How the space is searched."""
+class SearchConfig(StrictModel):
+    """The settings of a search."""
 
     metric: Literal["val_accuracy"] = Field(
         "val_accuracy", description="what is maximised, measured on the validation split"
@@ -37,8 +36,8 @@ class SearchConfig(Strict):
     )
 
 
-class StudyConfig(Strict):
-    """A whole study file. Its defaults are the default study: scikit-learn's digits, 100 trials in a few minutes."""
+class StudyConfig(StrictModel):
+    """The content of a study file. Its defaults are the default study, on scikit-learn's digits."""
 
     name: str = Field("digits", min_length=1, max_length=MAX_NAME, description="the study's name in the database")
     data: DataConfig = Field(DataConfig(), description="which images")
@@ -65,7 +64,7 @@ class StudyConfig(Strict):
         return self
 
     def trial(self, values: dict[str, Any], *, seed: int) -> TrialConfig:
-        """The configuration of one trial; `values` maps dotted names to what was sampled. ConfigError if they clash."""
+        """Return a trial's configuration. `values` maps dotted names to sampled values; ConfigError if they clash."""
         sections = {name: getattr(self, name).model_dump() for name in SECTIONS}
         for name, value in values.items():
             section, field = name.split(".")
@@ -79,39 +78,28 @@ class StudyConfig(Strict):
             raise ConfigError(f"{values} cannot be used together: " + "; ".join(lines)) from None
 
     def corners(self) -> Iterator[TrialConfig]:
-        """The trial of each corner of the space, at most MAX_CORNERS."""
-        for count, values in enumerate(corners(self.space)):
-            if count == MAX_CORNERS:
-                return
+        """Yield the trials of the corners of the space, at most MAX_CORNERS."""
+        for values in itertools.islice(corners(self.space), MAX_CORNERS):
             yield self.trial(values, seed=self.search.seed)
 
 
 def load_study_file(path: Path) -> StudyConfig:
-    """Read and check a study file. ConfigError lists everything that is wrong with it."""
-    return validate_content(StudyConfig, read_yaml(path, maker=f"fbsearch init {path}"), path)
+    """Read and check a study file. Raises ConfigError, which lists all errors of the file."""
+    content = read_yaml(path, maker=f"fbsearch init {path}")
+    return validate_content(StudyConfig, content, path, check_further=_check_valid_dimensions)
 
 
-def validate_content(model: type[Model], content: dict[str, Any], path: Path) -> Model:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        lines = describe_errors(error, model)
-        if model is StudyConfig:
-            lines += _check_sound_dimensions(content.get("space"))
-        raise ConfigError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
-
-
-def _check_sound_dimensions(space: Any) -> list[str]:
-    """What is wrong with the values of those dimensions that can be read, where something else in the file is wrong."""
-    sound = {}
+def _check_valid_dimensions(content: dict[str, Any]) -> list[str]:
+    """Return the errors in the values of dimensions that are valid by themselves, in a file that has other errors."""
+    space, valid = content.get("space"), {}
     for name, dimension in space.items() if isinstance(space, dict) else ():
         with contextlib.suppress(ValidationError):
-            sound[name] = TypeAdapter(Dimension).validate_python(dimension)
-    return check_space(sound)
+            valid[name] = TypeAdapter(Dimension).validate_python(dimension)
+    return check_space(valid)
 
 
 def render_study(config: StudyConfig) -> str:
-    """A study file with every key, each with a comment on what it means."""
+    """Return the text of a study file with every key and a comment on each."""
     intro = "# A study file of fbsearch: what to search. How to run it is said by flags: fbsearch run --help.\n\n"
     return intro + "".join(_render(config, indent=0))
 
@@ -127,34 +115,24 @@ def _render(model: BaseModel, *, indent: int) -> Iterator[str]:
         elif isinstance(value, dict):
             yield f"{key:30} # {field.description}\n"
             yield from (
-                f"  {dotted}: {on_one_line(without_unset_keys(dimension))}\n" for dotted, dimension in value.items()
+                f"  {dotted}: {to_flow_yaml(dump_dimension(dimension))}\n" for dotted, dimension in value.items()
             )
         else:
-            yield f"{key + ' ' + on_one_line(plain[name]):30} # {field.description}\n"
+            yield f"{key + ' ' + to_flow_yaml(plain[name]):30} # {field.description}\n"
 
 
 def check_paths(file: Path, *, data: DataConfig, train: TrainConfig) -> None:
-    """Refuse paths that leave the current folder: absolute ones, `~`, `..`, and links that lead out.
-
-    ConfigError names file, key, path and way out.
-    """
+    """Raise ConfigError for a path that leaves the current folder: absolute, with `~` or `..`, or through a link."""
     here = Path.cwd().resolve()
     for key, value in {"data.root": data.root, "train.tensorboard": train.tensorboard}.items():
         if value is None:
             continue
         path = Path(value)
-        if path.is_absolute() or value.startswith("~") or ".." in path.parts or not _leads_below(path, here):
+        # Links are followed three levels down an image tree too: train, its classes, their images.
+        links = (p for pattern in ("*", "*/*", "*/*/*") for p in path.glob(pattern) if p.is_symlink())
+        leaves = path.is_absolute() or value.startswith("~") or ".." in path.parts
+        if leaves or not all(found.resolve().is_relative_to(here) for found in (path, *links)):
             raise ConfigError(
                 f"{file}: {key}: {value!r} leaves the current folder, which --untrusted does not allow; put the data "
                 f"below {here} and name them from there, or leave --untrusted away if you trust the file"
             )
-
-
-def _leads_below(path: Path, folder: Path) -> bool:
-    """Whether a path is in a folder once its links are followed, those inside an image tree too."""
-    return all(found.resolve().is_relative_to(folder) for found in (path, *_links(path)))
-
-
-def _links(folder: Path) -> list[Path]:
-    """The symbolic links at most three levels down: train, its classes, their images."""
-    return [found for pattern in ("*", "*/*", "*/*/*") for found in folder.glob(pattern) if found.is_symlink()]

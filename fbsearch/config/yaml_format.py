@@ -1,20 +1,23 @@
-"""YAML as users keep it: read with the line of each fault, errors in words, written for people."""
+"""YAML files of the user: reading with line numbers in errors, checking against a model, writing."""
 
 import datetime
 import difflib
 import re
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from fbsearch.errors import ConfigError
 
+Model = TypeVar("Model", bound=BaseModel)
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader; a key that stands twice is an error, and 1e-3 is a number (YAML 1.2, not 1.1's text)."""
+    """The safe loader, but a duplicate key is an error and 1e-3 a number, as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key_node.value for key_node, _ in node.value]
@@ -28,7 +31,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
-        except ValueError as error:  # a date or a number that cannot be, such as 2026-13-45
+        except ValueError as error:  # an impossible date or number, such as 2026-13-45
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
@@ -38,7 +41,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path, *, maker: str) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError names file, line and fault. `maker` is the command that writes one."""
+    """Return the mapping in a YAML file. Raises ConfigError with file and line; `maker` is the command to write one."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -56,28 +59,43 @@ def read_yaml(path: Path, *, maker: str) -> dict[str, Any]:
     return content
 
 
-def without_unset_keys(dimension: BaseModel) -> dict[str, Any]:
-    """A dimension without the keys that are off, so that a range shows no empty `step`."""
-    return {
-        key: value
-        for key, value in dimension.model_dump(mode="json").items()
-        if value is not None and value is not False
-    }
+def validate_content(
+    model: type[Model],
+    content: dict[str, Any],
+    path: Path,
+    *,
+    check_further: Callable[[dict[str, Any]], list[str]] = lambda _content: [],
+) -> Model:
+    """Return the model of a file's content. Raises ConfigError, which lists all errors with their keys.
+
+    `check_further` returns errors of invalid content that pydantic does not reach once it has found others.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = describe_errors(error, model) + check_further(content)
+        raise ConfigError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
 
 
-def on_one_line(value: Any) -> str:
-    """A plain value on one line of YAML."""
+def dump_dimension(dimension: BaseModel) -> dict[str, Any]:
+    """Return a dimension of a search space as plain data, without the keys that are None or False."""
+    content = dimension.model_dump(mode="json", exclude_none=True)
+    return {key: value for key, value in content.items() if value is not False}
+
+
+def to_flow_yaml(value: Any) -> str:
+    """Return a plain value as YAML in flow style, on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def to_yaml(content: dict[str, Any]) -> str:
-    """YAML for people: keys in the given order, below each other; a list of plain values on one line."""
+    """Return YAML in block style with the keys in the given order; lists of plain values are on one line."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style for the outline, one line for lists of plain values."""
+    """The safe dumper, but lists of plain values are in flow style, and times in UTC to the second."""
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
         flat = flow_style or not any(isinstance(item, (dict, list)) for item in sequence)
@@ -92,12 +110,12 @@ _Dumper.add_representer(datetime.datetime, _Dumper.represent_datetime)
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """The errors of pydantic as lines `key.path: what is wrong and what is allowed`."""
+    """Return pydantic's errors as lines `key.path: error and allowed values`."""
     lines = []
     items = error.errors()
     for item in items:
         if any(other["loc"][: len(item["loc"])] == item["loc"] and other is not item for other in items):
-            continue  # only says again that something below it is wrong
+            continue  # repeats the error of a key below it
         loc = tuple(part for part in item["loc"] if not str(part).startswith("<"))
         key = ".".join(str(part) for part in loc)
         message = item["msg"].removeprefix("Value error, ")
@@ -112,7 +130,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel]) -> list[str]
 
 
 def _unknown_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """What to write instead of a key that is not known, from the model that `loc` leads to."""
+    """Return the message for an unknown key: the closest allowed key, or all, of the model at `loc`."""
     allowed: list[str] = []
     current: type[BaseModel] | None = model
     annotation: Any = None

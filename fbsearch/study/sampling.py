@@ -13,7 +13,7 @@ from fbsearch.config.space import (
     MAX_GRID,
     ChoiceSpace,
     LevelsSpace,
-    choice_label,
+    encode_choice,
     grid_points,
     is_integer,
     values,
@@ -72,7 +72,7 @@ def _suggest(trial: optuna.Trial, name: str, dimension: Any) -> Any:
 
 
 def _choose(trial: optuna.Trial, name: str, choices: list[Any]) -> Any:
-    by_label = {choice_label(value): value for value in choices}
+    by_label = {encode_choice(value): value for value in choices}
     return by_label[trial.suggest_categorical(name, list(by_label))]
 
 
@@ -94,7 +94,7 @@ def enqueue_grid_point(study: optuna.Study, config: StudyConfig) -> bool:
         if "grid_index" in trial.user_attrs
     }
     for index, point in enumerate(_grid(config.model_dump_json())):
-        labels = {name: choice_label(value) for name, value in point.items()}
+        labels = {name: encode_choice(value) for name, value in point.items()}
         if json.dumps(labels, sort_keys=True) not in used:
             study.enqueue_trial(labels, user_attrs={"grid_index": index})
             return True

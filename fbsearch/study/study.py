@@ -15,7 +15,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from fbsearch.config.space import NO_SETTINGS
+from fbsearch.config.space import NEUTRAL_FIELDS
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.study.buffered_storage import BufferedStorage
@@ -93,7 +93,7 @@ def _check_unchanged(stored: StudyConfig, config: StudyConfig) -> None:
     changes = [
         f"  {key}: {was.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in was | now
-        if key not in NO_SETTINGS and was.get(key) != now.get(key)
+        if key not in NEUTRAL_FIELDS and was.get(key) != now.get(key)
     ]
     if changes:
         raise ConfigError(

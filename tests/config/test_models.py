@@ -12,7 +12,7 @@ from fbsearch.config.models import (
     DataConfig,
     FractalPatternType,
     ModelConfig,
-    Strict,
+    StrictModel,
     TrainConfig,
     TrialConfig,
 )
@@ -23,7 +23,7 @@ ACTIVATIONS = [
     "relu", "leaky_relu", "prelu", "rrelu", "elu", "selu", "gelu", "silu", "swish", "mish", "hardswish", "hardsigmoid",
     "sigmoid", "tanh", "softplus", "softsign", "threshold", "softmax", "maxout", "apl",
 ]  # fmt: skip
-BOUNDS: list[tuple[type[Strict], str, list[Any], list[Any]]] = [
+BOUNDS: list[tuple[type[StrictModel], str, list[Any], list[Any]]] = [
     (AugmentConfig, "shift", [0, 4], [-1, 0.5]),
     (AugmentConfig, "cutout", [0, 8], [-1]),
     (DataConfig, "name", ["digits", "folder", "svhn"], ["imagenet", "", None]),
@@ -73,14 +73,14 @@ def test_patterns_are_the_five_of_the_documents() -> None:
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: type(config).__name__)
-def test_config_cannot_be_changed(config: Strict) -> None:
+def test_config_cannot_be_changed(config: StrictModel) -> None:
     name = next(iter(type(config).model_fields))
     with pytest.raises(ValidationError, match="frozen"):
         setattr(config, name, getattr(config, name))
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: type(config).__name__)
-def test_config_unknown_key_is_refused(config: Strict) -> None:
+def test_config_unknown_key_is_refused(config: StrictModel) -> None:
     content = config.model_dump()
     type(config).model_validate(content)
     with pytest.raises(ValidationError, match=r"extra_key\n.*not permitted"):
@@ -88,14 +88,14 @@ def test_config_unknown_key_is_refused(config: Strict) -> None:
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: type(config).__name__)
-def test_config_every_field_has_a_description_or_is_a_section(config: Strict) -> None:
+def test_config_every_field_has_a_description_or_is_a_section(config: StrictModel) -> None:
     for name, field in type(config).model_fields.items():
-        assert field.description or isinstance(getattr(config, name), Strict), name
+        assert field.description or isinstance(getattr(config, name), StrictModel), name
 
 
 @pytest.mark.parametrize(("model", "field", "allowed", "refused"), BOUNDS, ids=by_field)
 def test_field_within_its_bounds_is_taken_beyond_refused(
-    model: type[Strict], field: str, allowed: list[Any], refused: list[Any]
+    model: type[StrictModel], field: str, allowed: list[Any], refused: list[Any]
 ) -> None:
     for value in allowed:
         assert getattr(model.model_validate({field: value}), field) == value
@@ -117,7 +117,7 @@ def test_field_within_its_bounds_is_taken_beyond_refused(
     ],
     ids=str,
 )
-def test_field_of_the_wrong_type_is_refused(model: type[Strict], field: str, value: Any) -> None:
+def test_field_of_the_wrong_type_is_refused(model: type[StrictModel], field: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         model.model_validate({field: value})
 

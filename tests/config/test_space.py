@@ -19,9 +19,9 @@ from fbsearch.config.space import (
     LevelsSpace,
     RangeSpace,
     check_space,
-    choice_label,
     corners,
     draw_point,
+    encode_choice,
     grid_points,
     is_integer,
     values,
@@ -199,9 +199,9 @@ def test_every_field_can_be_searched(name: str) -> None:
     ("value", "label"),
     [([1, 2], "[1, 2]"), ((1,), "[1]"), ("a", "a"), (None, None), (True, True), (3, 3), (0.5, 0.5)],
 )
-def test_choice_label_is_what_a_database_can_hold(value: Any, label: Any) -> None:
-    assert choice_label(value) == label
-    assert type(choice_label(value)) is type(label)
+def test_encode_choice_is_what_a_database_can_hold(value: Any, label: Any) -> None:
+    assert encode_choice(value) == label
+    assert type(encode_choice(value)) is type(label)
 
 
 @pytest.mark.parametrize(

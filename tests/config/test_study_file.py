@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fbsearch.config.export_file import Export, ExportedConfig, SearchCompute, Searched, dump_export, load_export
-from fbsearch.config.models import DataConfig, ModelConfig, Strict, TrainConfig
+from fbsearch.config.models import DataConfig, ModelConfig, StrictModel, TrainConfig
 from fbsearch.config.study_file import StudyConfig, load_study_file, render_study
 from fbsearch.config.yaml_format import read_yaml
 from fbsearch.errors import ConfigError
@@ -476,7 +476,7 @@ def test_load_export_bad_value_names_its_place(tmp_path: Path) -> None:
     ("where", "model"), [(("configs", 0), ExportedConfig), (("configs", 0, "model"), ModelConfig)], ids=str
 )
 def test_load_export_unknown_key_names_what_is_allowed(
-    tmp_path: Path, where: tuple[str | int, ...], model: type[Strict]
+    tmp_path: Path, where: tuple[str | int, ...], model: type[StrictModel]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         load_export(write(tmp_path, changed({"zzz": 1}, *where)))

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.export_file import dump_export, load_export
 from fbsearch.config.models import FractalPatternType, TrialConfig
-from fbsearch.config.space import choice_label, grid_points
+from fbsearch.config.space import encode_choice, grid_points
 from fbsearch.config.study_file import SearchConfig, StudyConfig
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import write_whole
@@ -309,7 +309,7 @@ def test_sample_every_kind_of_dimension_keeps_its_type(storage: RDBStorage) -> N
     seen: dict[str, set[Any]] = {name: set() for name in space}
     for _ in range(20):
         for name, value in start(study, config)[1].items():
-            seen[name].add(choice_label(value))
+            seen[name].add(encode_choice(value))
     assert seen["model.fractal_levels"] == {"[1]", "[1, 2]"}
     assert seen["model.base_channels"] == {8, 16, 24}
     assert seen["model.dropout"] == {0, 0.25, 0.5}
@@ -396,7 +396,7 @@ def test_grid_point_put_back_before_it_was_sampled_is_the_same_point(storage: RD
         put_back_running(study)
         again, values = start(study, GRID)
         study.tell(again, 0.5)
-        assert {name: choice_label(value) for name, value in values.items()} == points[-1]
+        assert {name: encode_choice(value) for name, value in values.items()} == points[-1]
 
 
 # Putting back.
