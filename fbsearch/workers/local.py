@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ class ProcessExecutor:
     """Worker processes, one for each item of `devices`. A process runs many trials."""
 
     # fork would copy the coordinator's threads and connections
-    context: BaseContext = multiprocessing.get_context("spawn")
+    context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
 
     def __init__(self, data: DataConfig, *, devices: list[str], max_starts: int = MAX_STARTS) -> None:
         self.num_workers = len(devices)
