@@ -107,10 +107,11 @@ class Coordinator:
             self._receive()
             self._pool.kill_hung(time.monotonic())
             self._show(self.state, None)
-        while self._pool.has_events:  # received while the database was away, after which the search was over
+        while self._pool.has_events:  # received while the database was away
             self._receive()
 
     def _is_over(self) -> bool:
+        """Check the reasons to stop, and store the one that holds."""
         self.state.end = self._stop_criterion.check(self.state, exhausted=self._proposals.exhausted)
         return self.state.end is not None
 
@@ -139,7 +140,7 @@ class Coordinator:
             self._pool.submit(RunningTrial(trial, config, worker), alone=trial.user_attrs.get("alone", False))
 
     def _receive(self) -> None:
-        """Handle the events of all workers, and write what they change."""
+        """Handle the events of all workers, write what they change, and follow other coordinators of the study."""
         self.state.away = ""
         for event, running in self._pool.events(timeout=SECONDS_BETWEEN_LOOKS):
             try:
@@ -156,7 +157,7 @@ class Coordinator:
             self._proposals.exhausted = None
 
     def _drop(self, running: RunningTrial) -> None:
-        """Drop a trial that another coordinator has put back, because it took this one for dead."""
+        """Stop a trial that another coordinator has put back because it took this one for dead."""
         self.state.notice = f"trial {running.trial.number} was put back by another coordinator, its result is dropped"
         self._pool.stop(running)
 

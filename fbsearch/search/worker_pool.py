@@ -67,12 +67,12 @@ class WorkerPool:
 
     @property
     def is_lost(self) -> bool:
-        """Whether no worker is left."""
+        """True if no worker is left."""
         return all(worker.state == "lost" for worker in self.workers.values())
 
     @property
     def has_events(self) -> bool:
-        """Whether events have been received that `events` has not given yet."""
+        """True if events have been received that `events` has not given yet."""
         return bool(self._queue)
 
     def find_idle(self) -> int | None:

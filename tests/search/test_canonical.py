@@ -1,4 +1,4 @@
-"""Which configurations are the same; that they are is shown by training them, where training can show it."""
+"""Equal configurations have equal canonical keys; where training can show that they are equal, they are trained."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What becomes of trials that fail: real processes stopped and killed, real lack of memory, a real TPE sampler."""
+"""Failed trials and the failure policy: real processes stopped and killed, real lack of memory, a real TPE sampler."""
 
 import os
 import shutil
@@ -207,7 +207,10 @@ def test_failure_policy_one_configuration_is_tried_three_times_and_counts_once(s
 
 
 def draw_with_little_memory(study: optuna.Study, config: StudyConfig, *, is_told: bool) -> list[bool]:
-    """Whether each of 120 draws was too big, where the best networks are just not, and the sampler is told or not."""
+    """Return for each of 120 draws whether it was too big. The best networks are those that just fit into memory.
+
+    `is_told`: the sampler learns of a draw that does not fit; otherwise the trial only fails.
+    """
     policy = FailurePolicy(study, make_config())
     too_big = []
     while len(too_big) < 120:

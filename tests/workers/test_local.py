@@ -53,7 +53,7 @@ MAKERS = [
 
 @pytest.fixture
 def make(request: pytest.FixtureRequest) -> Callable[..., Executor]:
-    """What makes the executor that the test's parameter names."""
+    """Return the function that makes the executor named by the test's parameter."""
     if request.param == "ray":
         return request.getfixturevalue("make_ray")  # type: ignore[no-any-return]
     return {"in_process": make_in_process, "processes": make_processes}[request.param]
