@@ -423,13 +423,14 @@ def test_cache_is_built_once_by_processes_that_start_together(make_tree):
     assert sum("decoded 600 train images" in lines for lines in outputs) == 1
     assert len({lines[-1] for lines in outputs}) == 1
     waiting = "another process is decoding train images: waiting for it"
-    assert all(lines[:-1] in ([], [waiting], ["decoded 600 train images"]) for lines in outputs)
+    notices = [[line for line in lines[:-1] if not line.startswith("decoding ")] for lines in outputs]  # if it is slow
+    assert all(lines in ([], [waiting], ["decoded 600 train images"]) for lines in notices)
 
 
 def test_cache_survives_a_kill_while_decoding(make_tree, cache):
     tree = make_tree(train={"a": 600, "b": 600}, size=(300, 300), end=".jpg")
     victim = subprocess.Popen(python_command(f"{LOAD}\nload({str(tree)!r})"), stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in cache.glob("*.partial/images.npy")):
         assert victim.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
