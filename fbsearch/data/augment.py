@@ -1,6 +1,4 @@
-"""Random changes of training images, whole batches at once, on the device where they are.
-
-Must not know where images come from, what is in them, or who trains on them.
+"""Augmentation of training images: random flips, shifts and cutout, a whole batch at once on its device.
 
 Shapes: B images of a batch, C channels, H height, W width.
 """
@@ -11,13 +9,13 @@ from fbsearch.config.models import AugmentConfig
 
 
 def augment(images_BCHW: torch.Tensor, config: AugmentConfig, *, generator: torch.Generator) -> torch.Tensor:
-    """Change each image by its own random draw; uint8 [B, C, H, W] in and out (channels_last).
+    """Change each image by random draws of its own; uint8 [B, C, H, W] in and out (channels_last).
 
-    Flip: left-right with probability 1/2. Shift: by up to `shift` pixels along each axis, evenly; what comes in is the
-    image reflected at its edge (the edge row itself not repeated). Cutout: a square of `cutout` pixels around an evenly
-    drawn centre, clipped at the edges (DeVries and Taylor, 2017, arXiv:1708.04552), filled with the image's mean
-    colour instead of the data set's. Runs on the images' device, where the generator must be too, and never waits for
-    it. With everything off, the very same tensor comes back and nothing is drawn.
+    Flip: left-right with probability 1/2. Shift: uniformly by up to `shift` pixels along each axis; the image is
+    reflected at its edge (the edge row itself not repeated). Cutout: a square of side `cutout` around a uniformly drawn
+    centre, clipped at the edges (DeVries and Taylor, 2017, arXiv:1708.04552), filled with the image's mean colour
+    instead of the data set's. Images and generator must be on the same device, for which this never waits. With
+    everything off, return the same tensor and draw nothing.
     """
     if config.flip or config.shift:
         images_BCHW = _flip_and_shift(images_BCHW, config, generator=generator)
@@ -45,7 +43,7 @@ def _flip_and_shift(images_BCHW: torch.Tensor, config: AugmentConfig, *, generat
 
 
 def _reflect(places: torch.Tensor, length: int) -> torch.Tensor:
-    """Places on an endless strip of reflected images back to 0 ... length - 1."""
+    """Map places beyond the edges to 0 ... length - 1 by reflection."""
     period = max(1, 2 * (length - 1))
     places = places.remainder(period)
     return torch.minimum(places, period - places) if length > 1 else places

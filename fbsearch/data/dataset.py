@@ -1,9 +1,8 @@
-"""Data sets: from their files to uint8 tensors on the device, split once; batches of them.
+"""Loading of data sets to uint8 tensors on a device, split once, and drawing batches from them.
 
-The validation split decides between trials; the test split is for the end. Must not know networks, losses or trials,
-nor how images are changed (`augment`), decoded (`decode`) or kept on disk (`cache`).
+The validation split decides between trials; the test split is used once, at the end.
 
-Shapes: N images of a split, B images of a batch, M rows that were picked, K classes, C channels, H height, W width.
+Shapes: N images of a split, B images of a batch, M selected rows, C channels, H height, W width.
 """
 
 from collections.abc import Iterator
@@ -14,44 +13,51 @@ import torch
 from torch import Tensor
 
 from fbsearch.config.models import DataConfig
-from fbsearch.data.image_cache import Notice
-from fbsearch.data.sources import _Part, _read_digits, _read_folder, _read_torchvision, _say_nothing, _Source
-from fbsearch.data.split import choose_validation, limit
+from fbsearch.data.image_cache import ProgressCallback
+from fbsearch.data.sources import HostDataset, HostSplit, read_dataset
+from fbsearch.data.split import choose_training, choose_validation
 from fbsearch.errors import DataError
 from fbsearch.messages import DatasetInfo
 
 # Images of a validation step: without gradients, more fit than in training.
 VALIDATION_BATCH = 256
+# Size of the pieces in which images are copied to the device.
 COPY_BYTES = 2**26
-STATISTICS_VALUES = 2**18  # 2 MiB of float64 stay in the cache: 0.1 s for CIFAR-10, with 60 MiB 0.6 s
+# Size of the pieces for statistics: 2 MiB of float64 fit into the CPU's cache. CIFAR-10 takes 0.1 s, with 60 MiB 0.6 s.
+STATISTICS_VALUES = 2**18
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images as stored, uint8 in channels_last memory, and their labels, int64; both on the device."""
 
-    images_NCHW: torch.Tensor
-    labels_N: torch.Tensor
+    images_NCHW: Tensor
+    labels_N: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set on a device. `mean_C` and `std_C` (float32, of values in [0, 1]) are of the training split alone."""
+    """A data set on a device; `mean_C` and `std_C` (float32, of values in [0, 1]) are those of the training split."""
 
     info: DatasetInfo
     train: Split
     val: Split
     test: Split | None
-    mean_C: torch.Tensor
-    std_C: torch.Tensor
+    mean_C: Tensor
+    std_C: Tensor
 
-    def normalise(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, C, H, W] to float32 of the same shape, channels_last, mean 0 and deviation 1 on the training split.
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """Return images normalised by the training split; a channel that is constant there is only centred."""
+        return normalise(images_BCHW, mean_C=self.mean_C, std_C=self.std_C)
 
-        A channel that is constant there is only centred.
-        """
-        x_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
-        return x_BCHW.sub_(self.mean_C.mul(255).view(-1, 1, 1)).div_(self.std_C.mul(255).view(-1, 1, 1))
+
+def normalise(images_BCHW: Tensor, *, mean_C: Tensor, std_C: Tensor) -> Tensor:
+    """Return uint8 images [B, C, H, W] as float32, channels_last, with mean 0 and standard deviation 1.
+
+    `mean_C` and `std_C` are float32, of values in [0, 1], on the images' device.
+    """
+    x_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
+    return x_BCHW.sub_(mean_C.mul(255).view(-1, 1, 1)).div_(std_C.mul(255).view(-1, 1, 1))
 
 
 def load_dataset(
@@ -59,34 +65,28 @@ def load_dataset(
     *,
     device: torch.device | str = "cpu",
     with_test: bool = True,
-    on_progress: Notice | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> Dataset:
-    """Read, split and move a data set to `device`.
+    """Read a data set, split it and move it to `device`.
 
-    `limit` picks from the training images, then the validation split is taken from what is left; both stratified,
-    both from `config.seed` and the same on every machine. `digits` has no official test split: 360 fixed images are
-    its own. A folder's val/ replaces the split, its test/ is the test split.
+    `limit` picks from the training images, then the validation split is taken from the rest; both are stratified, drawn
+    from `config.seed` and the same on every machine. `digits` has no official test split: 360 fixed images serve as
+    one. The val/ of a folder replaces the split, its test/ is the test split.
 
     Args:
         with_test: False leaves `test` None and, for a folder, undecoded; `info.num_test` counts it all the same.
-        on_progress: Gets one-line texts while images are decoded or downloaded.
+        on_progress: Called with one-line texts while images are decoded or downloaded.
 
     `digits` and `folder` need no network and no torchvision. torchvision's data sets are downloaded to `config.root`
-    when absent (its own progress bar, on stderr) and checked against its MD5 sums; CIFAR's files are pickles, read by
-    torchvision after that check. Images of both kinds are resized to `image_size` where that differs.
+    if absent (with its progress bar, on stderr) and checked against its MD5 sums; CIFAR's files are pickles, which
+    torchvision reads after that check. Images of all sources are resized to `image_size` if that differs.
 
-    Raises DataError for data that are absent, broken or too few, naming path, key and way out. Writes to the cache
+    Raise DataError, with path, key and way out, for data that are absent, broken or too few. Write to the cache
     (`folder`) and to `root` (torchvision's).
     """
-    notice = on_progress or _say_nothing
-    if config.name == "digits":
-        source = _read_digits()
-    elif config.name == "folder":
-        source = _read_folder(config, with_test=with_test, notice=notice)
-    else:
-        source = _read_torchvision(config, notice=notice)
+    source = read_dataset(config, with_test=with_test, notice=on_progress or (lambda _text: None))
     least = 1 if source.val else 2
-    train = source.train.take(limit(source.train.labels_M, config, names=source.class_names, least=least))
+    train = source.train.take(choose_training(source.train.labels_M, config, names=source.class_names, least=least))
     val = source.val
     if val is None:
         val_M = choose_validation(train.labels_M, config)
@@ -95,21 +95,16 @@ def load_dataset(
     return _move(replace(source, train=train, test=test), val, image_size=config.image_size, device=device)
 
 
-# ---------------------------------------------------------------------------------------------------- on the device
-
-
 def count_batches(num_images: int, *, batch_size: int) -> int:
-    """How many batches `batches` gives: whole ones, a rest only if it is more than half of one, and at least one."""
+    """Return the number of batches: whole ones, a last one of more than half the size, but at least one."""
     return max(1, (num_images + (batch_size - 1) // 2) // batch_size)
 
 
-def batches(
-    split: Split, *, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch in random order: uint8 [B, C, H, W] in channels_last and int64 [B], `count_batches` times.
+def batches(split: Split, *, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one epoch in random order: uint8 [B, C, H, W] in channels_last and int64 [B], `count_batches` times.
 
-    A rest of at most half a batch is left out: its BatchNorm statistics would be poor and each of its images would
-    weigh more than twice as much as the others. In the next epoch other images are the rest. The order depends on the
+    A last batch of at most half the size is left out: its BatchNorm statistics would be poor, and each of its images
+    would weigh at least twice as much as the others. The next epoch leaves out other images. The order depends on the
     generator's device and not on the split's.
     """
     num_images = len(split.labels_N)
@@ -120,14 +115,8 @@ def batches(
         yield images_NHWC.index_select(0, rows_B).permute(0, 3, 1, 2), split.labels_N.index_select(0, rows_B)
 
 
-# -------------------------------------------------------------------------------------------------------- the sources
-
-
-# --------------------------------------------------------------------------------------------------- onto the device
-
-
-def _move(source: _Source, val: _Part, *, image_size: int | None, device: torch.device | str) -> Dataset:
-    """Copy the parts to the device, resized where `image_size` differs from theirs, and take the statistics."""
+def _move(source: HostDataset, val: HostSplit, *, image_size: int | None, device: torch.device | str) -> Dataset:
+    """Copy the splits to the device, resized if `image_size` differs, and compute the statistics."""
     shape = source.train.images_NHWC.shape[1:]
     for part, name in ((val, "val"), (source.test, "test")):
         if part and part.images_NHWC.shape[1:] != shape:
@@ -152,8 +141,8 @@ def _move(source: _Source, val: _Part, *, image_size: int | None, device: torch.
     return Dataset(info, train, _to_device(val, side, device), test, mean_C, std_C)
 
 
-def _to_device(part: _Part, side: int, device: torch.device | str) -> Split:
-    """The part's rows, a piece at a time, so that the host never holds a second copy."""
+def _to_device(part: HostSplit, side: int, device: torch.device | str) -> Split:
+    """Copy the selected rows in pieces, so that the host never holds a second copy of all."""
     _, height, width, channels = part.images_NHWC.shape
     num_images = len(part.rows_M)
     images_NHWC = torch.empty((num_images, side, side, channels), dtype=torch.uint8, device=device)
@@ -166,17 +155,17 @@ def _to_device(part: _Part, side: int, device: torch.device | str) -> Split:
     return Split(images_NHWC.permute(0, 3, 1, 2), torch.from_numpy(part.labels_M).to(device))
 
 
-def _resize(images_NHWC: torch.Tensor, side: int) -> torch.Tensor:
-    """Bicubic and antialiased, as `folder` does it with Pillow; uint8 in and out, on the host."""
+def _resize(images_NHWC: Tensor, side: int) -> Tensor:
+    """Resize uint8 images on the host, bicubic and antialiased as Pillow does it for `folder`."""
     x_NCHW = images_NHWC.permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(x_NCHW, size=(side, side), mode="bicubic", antialias=True)
     return resized.permute(0, 2, 3, 1)
 
 
-def _statistics(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each channel, float32, of values in [0, 1]; 1 for a deviation of 0.
+def _statistics(images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, float32, of values in [0, 1]; 1 for a deviation of 0.
 
-    The sums of whole numbers are exact in float64 (below 2**53), so they are the same on every device.
+    Sums of integers are exact in float64 (below 2**53), so the result is the same on every device.
     """
     images_NHWC = images_NCHW.permute(0, 2, 3, 1)
     num_images, height, width, channels = images_NHWC.shape
@@ -195,5 +184,5 @@ def _statistics(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def evenly_spaced_rows(num_images: int, count: int) -> Tensor:
-    """The rows of `count` images spread evenly over a split, or of all: the same for the same split."""
+    """Return the int64 rows of `count` images spaced evenly over a split, or of all if there are fewer."""
     return torch.linspace(0, num_images - 1, min(count, num_images)).round().long()

@@ -1,6 +1,4 @@
-"""One image file's bytes to uint8 pixels, and what its header tells before that.
-
-Must not know where the files come from (trees, classes, labels), where the pixels go (the cache), or torch.
+"""Decoding of image files to uint8 pixels with Pillow, and reading sizes and modes from their headers.
 
 Shapes: H height, W width, C channels (1 grey, 3 RGB).
 """
@@ -23,7 +21,7 @@ GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;
 
 
 class Target(NamedTuple):
-    """What every image becomes. `resize` is False where all must have this side already."""
+    """The format to which images are decoded; without `resize`, all files must have this side already."""
 
     side: int
     channels: int
@@ -31,21 +29,21 @@ class Target(NamedTuple):
 
 
 def probe(folder: Path, names: Sequence[str], *, image_size: int | None, channels: int | None) -> tuple[Target, int]:
-    """What the files `folder/<name>` become, and the pixels (width x height) of the first; only headers are read.
+    """Return the target of the files `folder/<name>`, and width x height of the first; read headers only.
 
-    A tree is grey until one file is not: in a colour tree one header is read, in a grey one all of them. Files that
-    Pillow cannot open are passed over.
+    Headers are read up to the first colour image, so all of them in a grey tree. Files that Pillow cannot open are
+    skipped.
 
     Args:
         image_size: Side in pixels. None: the first image's, which must be square.
         channels: 1 or 3. None: 1 if every file is grey by its mode (not by its pixels), else 3.
 
-    Raises DataError where no file can be opened, or for a first image that is not square with `image_size` None.
+    Raise DataError if no file can be opened, or if the first image is not square and `image_size` is None.
     """
     first: tuple[str, int, int] | None = None
     colour = False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of odd metadata and of large images: what cannot be decoded raises
+        warnings.simplefilter("ignore")  # of Pillow, about odd metadata and large images: real damage raises
         for name in names:
             try:
                 with Image.open(folder / name) as image:
@@ -72,22 +70,22 @@ def _is_colour(image: Image.Image) -> bool:
 
 
 def decode_file(path: Path, target: Target, *, skip_broken: bool) -> Bytes | None:
-    """The file's pixels, uint8 [side, side, channels]; None if they cannot be decoded and that is allowed.
+    """Return the file's pixels, uint8 [side, side, channels]; with `skip_broken`, None for a broken image.
 
-    Raises DataError for a file that cannot be opened, is broken, or is not of the target's size without `resize`.
+    Raise DataError for a file that cannot be opened, is broken, or has another size than a target without `resize`.
     """
     try:
         content = path.read_bytes()
-    except OSError as error:  # the disk's or the user's fault, not the image's: never skipped
+    except OSError as error:  # a fault of the disk or the user, not of the image: never skipped
         raise DataError(f"data.root: cannot open {path} ({error.strerror}).") from error
     try:
         image_HWC = decode_image(content, side=target.side if target.resize else None, channels=target.channels)
     except MemoryError as error:  # never skipped either: the cache would remember it
         raise DataError(f"data.root: there is not enough memory to decode {path}.") from error
-    except Exception as error:  # Pillow's readers let through whatever a damaged file leads them to
+    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
         if skip_broken:
             return None
-        unknown = isinstance(error, UnidentifiedImageError)  # its text names a buffer's address
+        unknown = isinstance(error, UnidentifiedImageError)  # its text has a buffer's address
         raise broken_image(path, "in no format that Pillow reads" if unknown else str(error)) from error
     if image_HWC.shape[:2] != (target.side, target.side):
         raise _size_error(path, image_HWC.shape, f"is not {target.side} x {target.side} as the first")
@@ -95,12 +93,12 @@ def decode_file(path: Path, target: Target, *, skip_broken: bool) -> Bytes | Non
 
 
 def decode_image(content: bytes, *, side: int | None, channels: int) -> Bytes:
-    """One image file's bytes as uint8 [H, W, C], turned upright as its EXIF orientation says.
+    """Decode an image file's bytes to uint8 [H, W, C], upright by its EXIF orientation.
 
-    With a side, the largest centred square is resized to it (bicubic, antialiased); None keeps the image's size. Of an
-    animation the first frame. 16 bits keep their high byte, transparency becomes white, CMYK and palettes become RGB;
-    colour profiles are ignored. Raises whatever Pillow raises where the content is damaged, ValueError for pixels
-    without a known range (float, integers beyond 16 bits).
+    With `side`, the largest centred square is resized to it (bicubic, antialiased); None keeps the image's size. An
+    animation gives its first frame. 16 bits keep their high byte, transparency becomes white, CMYK and palettes become
+    RGB; colour profiles are ignored. Raise Pillow's error for damaged content, ValueError for pixels without a known
+    range (float, integers beyond 16 bits).
     """
     with Image.open(BytesIO(content)) as opened:
         if side is not None:
@@ -113,7 +111,7 @@ def decode_image(content: bytes, *, side: int | None, channels: int) -> Bytes:
 
 
 def _to_eight_bits(image: Image.Image, *, mode: str) -> Image.Image:
-    """The image in mode `L` or `RGB`."""
+    """Convert an image to mode `L` or `RGB`."""
     if image.mode == "F":
         raise ValueError("float pixels have no agreed range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -128,7 +126,7 @@ def _to_eight_bits(image: Image.Image, *, mode: str) -> Image.Image:
 
 
 def broken_image(path: Path, reason: str) -> DataError:
-    """The error that names a broken image and both ways out."""
+    """Return the error for a broken image."""
     return DataError(
         f"data.root: {path} is a broken image ({reason}). "
         "Repair or remove it, or write `skip_broken: true` under `data:` to go on without such files."

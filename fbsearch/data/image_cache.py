@@ -1,10 +1,10 @@
-"""The cache of decoded images on disk: each set of files is decoded once, however many processes ask for it.
+"""The cache of decoded images on disk: each set of files is decoded once, by one of all the processes that need it.
 
-Must not know how a tree is laid out (`folder`), how a file is decoded (`decode`), splits or torch. One entry is a
-folder `<cache>/<key>` with `images.npy` (mapped by its readers, so that workers share its pages) and `entry.json`; the
-key is a hash of everything that decides the pixels. Entries are never thrown away: delete the folder to free the disk.
+An entry is a folder `<cache>/<key>` with `images.npy` (mapped into memory, so that workers share its pages) and
+`entry.json`; the key is a hash of everything that determines the pixels. Entries are never deleted: delete the folder
+to free the disk.
 
-Shapes: N images, M of them, H height, W width, C channels (1 grey, 3 RGB).
+Shapes: N images, M broken ones, H height, W width, C channels (1 grey, 3 RGB).
 """
 
 import hashlib
@@ -27,12 +27,13 @@ from filelock import FileLock, Timeout
 from fbsearch.data.decode import Bytes, broken_image, decode_file, probe
 from fbsearch.data.image_tree import ImageFile, ImageFiles, Ints
 from fbsearch.errors import DataError
+from fbsearch.files import write_whole
 
-Notice: TypeAlias = Callable[[str], None]
+ProgressCallback: TypeAlias = Callable[[str], None]
 
-FORMAT_VERSION = 1  # part of every key: raise it when the same files would give other pixels
-# Below this many pixels Python's part outweighs the decoder's and threads only fight for the GIL (two cores, CIFAR's
-# 32x32 JPEG: 63 us an image with one thread, 111 with two; from 64x64 on two threads are up to twice as fast).
+FORMAT_VERSION = 1  # part of every key: increase it when the same files would give other pixels
+# Images of fewer pixels are decoded in one thread: Python takes longer than the decoder, so threads compete for the GIL
+# (two cores, CIFAR's 32x32 JPEG: 63 us an image with one thread, 111 with two; from 64x64 on two are up to 2x as fast).
 THREADS_FROM_PIXELS = 64 * 64
 BATCH_BYTES = 2**25
 BATCH_IMAGES = 1000
@@ -41,26 +42,24 @@ NOTICE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """One part's pixels, one row a file. The rows `broken_M` are zeros: their files could not be decoded."""
+    """The pixels of one part, one row for each file; the rows `broken_M` of broken files are zeros."""
 
     images_NHWC: Bytes
     broken_M: Ints
 
 
 def load_images(
-    files: ImageFiles, *, image_size: int | None, channels: int | None, skip_broken: bool, notice: Notice
+    files: ImageFiles, *, image_size: int | None, channels: int | None, skip_broken: bool, notice: ProgressCallback
 ) -> DecodedImages:
-    """The pixels of `files`, uint8 [N, H, W, C] with H = W, from the cache or decoded into it.
+    """Return the pixels of `files`, uint8 [N, H, W, C] with H = W, from the cache or decoded into it.
 
     Args:
-        image_size: Side in pixels. Larger or smaller images are resized (bicubic, antialiased) so that their shorter
-            side fits, and cropped around the centre. None: all images must be squares of one size.
-        channels: 1 or 3. None: 1 if every file is grey by its mode (not by its pixels), else 3.
+        image_size, channels: As in `decode.probe` and `decode.decode_image`.
         skip_broken: Leave zeros for files that cannot be decoded instead of raising.
-        notice: Gets one-line texts about progress, about once a second.
+        notice: Called with one-line texts about progress, about once a second.
 
-    Of several processes that ask for the same images at once, one decodes and the others wait for it. Raises
-    DataError for a broken image, sizes that differ with `image_size` None, or a cache that cannot be written.
+    If several processes need the same images at once, one decodes and the others wait. Raise DataError for a broken
+    image, sizes that differ while `image_size` is None, or a cache that cannot be written.
     """
     key = _key(files, image_size=image_size, channels=channels)
     decoded = _read_entry(cache_folder() / key, num_files=len(files.files), notice=notice)
@@ -79,13 +78,13 @@ def load_images(
 
 
 def cache_folder() -> Path:
-    """Where decoded images and locks live: `$FBSEARCH_CACHE`, else `~/.cache/fbsearch`."""
+    """Return the folder of decoded images and locks: `$FBSEARCH_CACHE`, else `~/.cache/fbsearch`."""
     return Path(os.environ.get("FBSEARCH_CACHE") or "~/.cache/fbsearch").expanduser()
 
 
 @contextmanager
-def cache_lock(name: str, *, waiting: str, notice: Notice) -> Iterator[Path]:
-    """Hold the lock `name` of the cache folder, which is made and given; a killed holder's lock is free at once."""
+def cache_lock(name: str, *, waiting: str, notice: ProgressCallback) -> Iterator[Path]:
+    """Create and yield the cache folder while holding its lock `name`; the lock of a killed process is free."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,9 +114,9 @@ def _key(files: ImageFiles, *, image_size: int | None, channels: int | None) -> 
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _read_entry(entry: Path, *, num_files: int, notice: Notice) -> DecodedImages | None:
-    """The entry's images, mapped; None where there is no such entry or what is there is not whole."""
-    if not os.path.exists(entry):  # noqa: PTH110 (Path.exists raises where the cache may not be entered)
+def _read_entry(entry: Path, *, num_files: int, notice: ProgressCallback) -> DecodedImages | None:
+    """Return the entry's images, mapped into memory; None if the entry does not exist or is damaged."""
+    if not os.path.exists(entry):  # noqa: PTH110 (Path.exists raises if the cache may not be entered)
         return None
     try:
         index = json.loads((entry / "entry.json").read_bytes())
@@ -126,30 +125,28 @@ def _read_entry(entry: Path, *, num_files: int, notice: Notice) -> DecodedImages
         if whole and zlib.crc32(images_NHWC.data) == index["crc32"]:
             return DecodedImages(images_NHWC, np.array(index["broken"], dtype=np.int64))
     except (OSError, EOFError, ValueError, KeyError, TypeError):
-        pass  # every way to be damaged has the same cure
+        pass  # all kinds of damage have the same remedy
     notice(f"the cache entry {entry} is damaged: decoding again")
     return None
 
 
 def _build_entry(
-    entry: Path, files: ImageFiles, shape: tuple[int | None, int | None], *, skip_broken: bool, notice: Notice
+    entry: Path, files: ImageFiles, shape: tuple[int | None, int | None], *, skip_broken: bool, notice: ProgressCallback
 ) -> None:
-    """Decode into `<entry>.partial` and rename: a kill at any moment leaves either no entry or a whole one.
+    """Decode into `<entry>.partial` and rename it: a kill at any moment leaves either no entry or a complete one.
 
-    The caller holds the entry's lock, so a partial folder that is already there has lost its writer.
+    The caller holds the entry's lock, so an existing partial folder has no writer any more.
     """
     partial = entry.with_suffix(".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         with (partial / "images.npy").open("wb") as file, warnings.catch_warnings():
-            # Pillow warns of odd metadata and of palettes that are handled here; what cannot be decoded raises.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # of Pillow, about odd metadata and palettes: real damage raises
             index = _write_images(file, files, shape, skip_broken=skip_broken, notice=notice)
-            _to_disk(file)
-        with (partial / "entry.json").open("wb") as file:
-            file.write(json.dumps(index).encode())
-            _to_disk(file)
+            file.flush()
+            os.fsync(file.fileno())
+        write_whole(partial / "entry.json", json.dumps(index))
         if entry.exists():
             shutil.rmtree(entry)
         partial.replace(entry)
@@ -159,15 +156,15 @@ def _build_entry(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _write_images(
-    out: BinaryIO, files: ImageFiles, shape: tuple[int | None, int | None], *, skip_broken: bool, notice: Notice
+    out: BinaryIO,
+    files: ImageFiles,
+    shape: tuple[int | None, int | None],
+    *,
+    skip_broken: bool,
+    notice: ProgressCallback,
 ) -> dict[str, Any]:
-    """Write all images as one .npy, batch by batch; returns their checksum and the rows that are broken."""
+    """Write all images as one .npy, batch by batch; return their checksum and the rows of broken ones."""
     names = [file.name for file in files.files]
     target, pixels = probe(files.folder, names, image_size=shape[0], channels=shape[1])
     row_shape = (target.side, target.side, target.channels)

@@ -1,6 +1,4 @@
-"""Image trees on disk: which files there are, of which class, in which part (train, val, test).
-
-Opens no file and must not know pixels, caches, splits or torch: `decode` reads what is found here, `data` chooses.
+"""Scan of an image tree on disk: the files of each part (train, val, test) and class. No file is opened.
 
 Shapes: N images.
 """
@@ -21,7 +19,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 class ImageFile(NamedTuple):
-    """One file: `name` is relative to its part of the tree, such as `cat/0001.jpg`."""
+    """An image file; `name` is relative to its part of the tree, such as `cat/0001.jpg`."""
 
     name: str
     size: int
@@ -37,13 +35,13 @@ class ImageFiles:
     labels_N: Ints
 
     def take(self, rows: Ints) -> "ImageFiles":
-        """Only these files, in the order of `rows`."""
+        """Select files, in the order of `rows`."""
         return replace(self, files=tuple(self.files[row] for row in rows), labels_N=self.labels_N[rows])
 
 
 @dataclass(frozen=True)
 class ImageTree:
-    """What `data.root` holds. `class_names` are sorted, a label is an index into them."""
+    """The content of `data.root`; `class_names` are sorted, and a label is an index into them."""
 
     class_names: tuple[str, ...]
     train: ImageFiles
@@ -52,10 +50,10 @@ class ImageTree:
 
 
 def scan_tree(root: str) -> ImageTree:
-    """Find the images of `root/train/<class>/**` and, where they exist, `root/val` and `root/test`; decode nothing.
+    """Find the images of `root/train/<class>/**` and, if they exist, of `root/val` and `root/test`.
 
-    A relative root starts at the current directory. Hidden files and folders and files without an extension that
-    Pillow reads are passed over. Raises DataError where the tree is not such a tree.
+    A relative root starts at the current directory. Skip hidden files and folders and files without an extension that
+    Pillow reads. Raise DataError if `root` has another structure.
     """
     top = Path(root).expanduser().resolve()
     if not _is_folder(top):
@@ -71,16 +69,17 @@ def scan_tree(root: str) -> ImageTree:
         raise DataError(
             f"data.root: {top / 'train'} holds {found}. It needs a folder of images for each of at least two classes."
         )
-    Image.preinit()  # the common formats are then tried first: a third off the time to open a JPEG
+    Image.preinit()  # tries the common formats first, which takes a third off the time to open a JPEG
     extensions = frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-    parts = [_scan_part(top / part, class_names=names, extensions=extensions) for part in ("train", "val", "test")]
-    train, val, test = parts
+    train, val, test = (
+        _scan_part(top / part, class_names=names, extensions=extensions) for part in ("train", "val", "test")
+    )
     assert train is not None
     return ImageTree(class_names=tuple(names), train=train, val=val, test=test)
 
 
 def _scan_part(folder: Path, *, class_names: list[str], extensions: frozenset[str]) -> ImageFiles | None:
-    """The images of one part; None where it does not exist."""
+    """Return the images of one part; None if its folder does not exist."""
     if not _is_folder(folder):
         return None
     names = _folders_in(folder)
@@ -106,7 +105,7 @@ def _scan_part(folder: Path, *, class_names: list[str], extensions: frozenset[st
 
 
 def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where a parent may not be entered)
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises if a parent may not be entered)
 
 
 def _folders_in(folder: Path) -> list[str]:
@@ -118,7 +117,7 @@ def _folders_in(folder: Path) -> list[str]:
 
 
 def _images_in(folder: Path, *, prefix: str, extensions: frozenset[str]) -> Iterator[ImageFile]:
-    """Every image file under `folder`, in no order. Links to folders are not followed: they could form a ring."""
+    """Yield every image file under `folder`, in no order. Do not follow links to folders: they could form a loop."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

@@ -1,6 +1,6 @@
-"""Which images: stratified parts of a list of labels, drawn from the study file's seed, the same on every machine.
+"""Stratified selection of images by their labels, from the study file's seed, the same on every machine.
 
-Numpy only; knows nothing of images, files or devices. Shapes: N images, K classes.
+Shapes: N images, K classes.
 """
 
 import numpy as np
@@ -9,11 +9,11 @@ from fbsearch.config.models import DataConfig
 from fbsearch.data.image_tree import Ints
 from fbsearch.errors import DataError
 
-LIMIT_STREAM, VALIDATION_STREAM = 0, 1  # of the split's seed
+LIMIT_STREAM, VALIDATION_STREAM = 0, 1  # random streams of the split's seed
 
 
-def limit(labels_N: Ints, config: DataConfig, *, names: tuple[str, ...], least: int) -> Ints:
-    """The places of the training images that `config.limit` leaves, `least` or more of each class."""
+def choose_training(labels_N: Ints, config: DataConfig, *, names: tuple[str, ...], least: int) -> Ints:
+    """Return the places of the training images that `config.limit` selects, at least `least` of each class."""
     counts_K = np.bincount(labels_N, minlength=len(names))
     if counts_K.min() < least:
         few = int(counts_K.argmin())
@@ -29,21 +29,22 @@ def limit(labels_N: Ints, config: DataConfig, *, names: tuple[str, ...], least: 
             "or null for all images."
         )
     rng = np.random.default_rng([config.seed, LIMIT_STREAM])
-    return pick(labels_N, config.limit, low=least, spare=0, rng=rng)
+    return draw_stratified(labels_N, config.limit, low=least, spare=0, rng=rng)
 
 
 def choose_validation(labels_N: Ints, config: DataConfig) -> Ints:
-    """The places of the images for validation; each class keeps at least one image on both sides."""
+    """Return the places of the validation images; each class keeps at least one image in both splits."""
     num_classes, num_images = len(np.unique(labels_N)), len(labels_N)
     total = min(max(round(num_images * config.validation_share), num_classes), num_images - num_classes)
     rng = np.random.default_rng([config.seed, VALIDATION_STREAM])
-    return pick(labels_N, total, low=1, spare=1, rng=rng)
+    return draw_stratified(labels_N, total, low=1, spare=1, rng=rng)
 
 
-def pick(labels_N: Ints, total: int, *, low: int, spare: int, rng: np.random.Generator) -> Ints:
-    """Places of `total` stratified random images, ascending: of each class `low` or more, leaving `spare` or more.
+def draw_stratified(labels_N: Ints, total: int, *, low: int, spare: int, rng: np.random.Generator) -> Ints:
+    """Return the places of `total` stratified random images, ascending.
 
-    scikit-learn's train_test_split knows no such bounds (it fails on a class of one) and takes 2 s to import.
+    Select at least `low` of each class and leave at least `spare`. scikit-learn's train_test_split has no such bounds
+    (it fails on a class of one) and takes 2 s to import.
     """
     counts_K = np.bincount(labels_N)
     quotas_K = _quotas(counts_K, total, low=low, spare=spare)
@@ -53,7 +54,7 @@ def pick(labels_N: Ints, total: int, *, low: int, spare: int, rng: np.random.Gen
 
 
 def _quotas(counts_K: Ints, total: int, *, low: int, spare: int) -> Ints:
-    """`total` in proportion to the counts by largest remainders, each at least `low` and at most count - `spare`."""
+    """Divide `total` in proportion to the counts by largest remainders, each from `low` to its count - `spare`."""
     high_K = counts_K - spare
     assert low * len(counts_K) <= total <= high_K.sum() and (high_K >= low).all(), "checked by the callers"
     share_K = counts_K * (total / counts_K.sum())
