@@ -1,1 +1,1 @@
-"""FractalBrainNet and the networks to compare it with. Must not know how a network is trained."""
+"""FractalBrainNet and the networks to compare it with. Must not import training, data or optuna."""

@@ -1,7 +1,7 @@
-"""Every hidden-layer activation that `model.activation` can name, for feature maps [B, C, H, W].
+"""The activation functions of `model.activation`, as modules for feature maps [B, C, H, W].
 
-Torch's own module where it has one, with its default constants; maxout and adaptive piecewise linear units are
-written here. This file must not know the network. Suffixes: B batch, C channels, H height, W width, S hinges.
+Torch's own modules with their default constants; maxout and adaptive piecewise linear units, which torch lacks, are
+implemented here. Suffixes: B batch, C channels, H height, W width, S hinges.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ NUM_HINGES = 2
 class Maxout(nn.Module):
     """Maxout (Goodfellow et al. 2013): the larger of two learned linear maps of the channels, [B, C, H, W] -> same.
 
-    Two pieces a unit, both from one 1x1 convolution C -> 2C. With weights of variance 1/C (He, fan-out) it keeps
-    the mean square of its input.
+    One 1x1 convolution C -> 2C computes both pieces. With weights of variance 1/C (He, fan-out) the output has the
+    mean square of the input.
     """
 
     def __init__(self, channels: int) -> None:
@@ -41,7 +41,7 @@ class AdaptivePiecewiseLinear(nn.Module):
 
         max(0, x) + sum over s of slope_s * max(0, hinge_s - x),   slopes and hinges learned.
 
-    Starts as ReLU: slopes 0, hinges spread evenly over [-1, 1].
+    Initialised as ReLU: slopes 0, hinges spaced evenly over [-1, 1].
     """
 
     def __init__(self, channels: int) -> None:
@@ -61,7 +61,7 @@ def make_activation(name: Activation, channels: int) -> nn.Module:
     """Return a new activation module for feature maps [B, channels, H, W]; it keeps their shape.
 
     `swish` is `silu`; `softmax` is over the channels; `threshold` is x where x > 1, else 0; `prelu`, `maxout` and
-    `apl` have parameters of their own for each channel. `rrelu` draws slopes while training.
+    `apl` have parameters for each channel; `rrelu` draws random slopes in training.
     """
     makers: dict[Activation, Callable[[], nn.Module]] = {
         "relu": nn.ReLU,

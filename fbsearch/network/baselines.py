@@ -1,19 +1,18 @@
-"""FractalNet, the network to compare with: Larsson, Maire, Shakhnarovich, "FractalNet: Ultra-Deep Neural Networks
-without Residuals", ICLR 2017 (arXiv 1605.07648). Our own implementation, from the paper.
+"""The networks to compare with: FractalNet and torchvision's ResNet-18.
 
-f_1 is one convolution; f_{C+1} joins f_C after f_C with one convolution beside them. The joins at one place are one
-mean over all the columns that end there, as the paper draws it. Column c of C, counted from the shallowest, is a chain
-of 2^(c - 1) convolutions. Must not know FractalBrainNet, training or data.
+FractalNet is implemented from its paper: Larsson, Maire, Shakhnarovich, "FractalNet: Ultra-Deep Neural Networks without
+Residuals", ICLR 2017 (arXiv 1605.07648). f_1 is one convolution; f_{C+1} joins two f_C in sequence with one convolution
+parallel to them. All columns that end at the same place are joined by one mean, as the paper draws it. Column c of C,
+counted from the shallowest, is a chain of 2^(c - 1) convolutions.
 
-Deviations: dropout stands once a block, before its pooling (the paper leaves the place open); what is dropped is drawn
-on the device as weights of 0 or 1 / survivors, so that a dropped path is still computed; small images go through fewer
-blocks.
+Deviations: one dropout in each block, before its pooling (the paper leaves the place open); dropped paths are drawn on
+the device as weights of 0 or 1 / survivors, so they are still computed; small images pass fewer blocks.
 
 Suffixes: B batch, C channels, H height, W width, K classes, P paths into a join.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -27,12 +26,12 @@ CHANNELS = (64, 128, 256, 512, 512)
 DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4)
 NUM_COLUMNS = 3
 DROP_PATH_PROB = 0.15
-# The share of the batches with global drop-path, the others have local.
+# The share of the batches with global drop-path; the others have local drop-path.
 GLOBAL_SHARE = 0.5
 
 
 class Join(nn.Module):
-    """Mean of the paths that survive, [B, C, H, W] each; they are the deepest `num_paths` of the net's columns."""
+    """Mean of the surviving paths, [B, C, H, W] each; the paths belong to the `num_paths` deepest columns."""
 
     column_P: Tensor
 
@@ -43,20 +42,20 @@ class Join(nn.Module):
         self.register_buffer("column_P", columns_P, persistent=False)
 
     def forward(self, paths: Sequence[Tensor], column: Tensor | None) -> Tensor:
-        """`column`: None keeps all paths; an int64 scalar keeps that column alone, or with 0 drops at random."""
+        """Return the mean; `column` None keeps all paths, an int64 scalar that column only, or 0 a random choice."""
         assert len(paths) == self.num_paths
         if len(paths) == 1:
             return paths[0]
         if column is None:
             return sum(paths[1:], paths[0]) / len(paths)
         keep_P = torch.where(column == 0, self._draw_local(), self.column_P == column)
-        # A join that the kept column does not pass leads only into paths that are dropped later.
+        # A join outside the kept column leads only into paths that are dropped later.
         keep_P = keep_P | ~keep_P.any()
         weights_P = (keep_P / keep_P.sum()).to(paths[0].dtype)
         return sum((weights_P[i] * path for i, path in enumerate(paths[1:], start=1)), weights_P[0] * paths[0])
 
     def _draw_local(self) -> Tensor:
-        """Which paths survive, bool [P]: each is dropped with `drop_path_prob`; where all would be, one is kept."""
+        """Draw the surviving paths, bool [P]: each is dropped with `drop_path_prob`, but one at least is kept."""
         device = self.column_P.device
         keep_P = torch.rand(self.num_paths, device=device) >= self.drop_path_prob
         survivor = torch.randint(self.num_paths, (), device=device)
@@ -70,7 +69,7 @@ def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class Fractal(nn.Module):
-    """f_C without the join at its end: [B, in, H, W] to a list of C paths [B, out, H, W], the shallowest first."""
+    """f_C without its last join: [B, in, H, W] to a list of C paths [B, out, H, W], from the shallowest on."""
 
     def __init__(
         self, depth: int, in_channels: int, out_channels: int, *, num_columns: int, drop_path_prob: float
@@ -85,7 +84,7 @@ class Fractal(nn.Module):
             self.second = half(out_channels, out_channels)
 
     def forward(self, x_BCHW: Tensor, column: Tensor | None) -> list[Tensor]:
-        """`column` as in `Join`."""
+        """Return the paths; `column` as in `Join`."""
         paths = [self.shallow(x_BCHW)]
         if self.depth > 1:
             paths += self.second(self.join(self.first(x_BCHW, column), column), column)
@@ -106,7 +105,7 @@ class Block(nn.Module):
         self.rest = nn.Sequential(nn.Dropout(dropout), nn.MaxPool2d(2))
 
     def forward(self, x_BCHW: Tensor, column: Tensor | None) -> Tensor:
-        """`column` as in `Join`."""
+        """Return the pooled map; `column` as in `Join`."""
         out_BCHW: Tensor = self.rest(self.join(self.fractal(x_BCHW, column), column))
         return out_BCHW
 
@@ -114,37 +113,31 @@ class Block(nn.Module):
 class FractalNet(nn.Module):
     """The whole network: images [B, in_channels, H, W] of at least `shape.image_size` pixels to logits [B, K].
 
-    As many of the paper's five blocks as the image can be halved, the first ones. In training each batch has either
-    local drop-path (a path into a join is dropped with `drop_path_prob`, one at least survives) or global (one column,
-    drawn uniformly, in the whole net), evenly often. Raises ConfigError for images below 2 pixels.
+    It has the first of the paper's five blocks, one for each time the image can be halved. In training, half of the
+    batches have local drop-path (a path into a join is dropped with `drop_path_prob`, but one at least survives), the
+    others global (one column, drawn uniformly, in the whole net). Raise ConfigError for images below 2 pixels.
     """
 
     def __init__(
-        self,
-        shape: ImageShape,
-        *,
-        num_columns: int = NUM_COLUMNS,
-        drop_path_prob: float = DROP_PATH_PROB,
+        self, shape: ImageShape, *, num_columns: int = NUM_COLUMNS, drop_path_prob: float = DROP_PATH_PROB
     ) -> None:
         super().__init__()
         num_blocks = count_blocks(shape.image_size)
         in_channels = shape.in_channels
         self.num_columns = num_columns
         self.blocks = nn.ModuleList()
+        make_block = functools.partial(Block, num_columns=num_columns, drop_path_prob=drop_path_prob)
         for channels, dropout in zip(CHANNELS[:num_blocks], DROPOUT, strict=False):
-            block = Block(
-                in_channels, channels, num_columns=num_columns, drop_path_prob=drop_path_prob, dropout=dropout
-            )
-            self.blocks.append(block)
+            self.blocks.append(make_block(in_channels, channels, dropout=dropout))
             in_channels = channels
         self.classifier = nn.Linear(in_channels, shape.num_classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the logits; in training what is dropped is drawn for the batch."""
+        """Return the logits; in training, draw the batch's drop-path."""
         return self.keep(x_BCHW, self._draw_column(x_BCHW.device) if self.training else None)
 
     def keep(self, x_BCHW: Tensor, column: Tensor | None) -> Tensor:
-        """The logits with one `column` kept, with 0 local drop-path, with None all paths."""
+        """Return the logits; `column` as in `Join`."""
         for block in self.blocks:
             x_BCHW = block(x_BCHW, column)
         logits_BK: Tensor = self.classifier(x_BCHW.mean(dim=(2, 3)))
@@ -156,7 +149,7 @@ class FractalNet(nn.Module):
 
 
 def count_blocks(image_size: int) -> int:
-    """How many blocks an image of so many pixels goes through: each halves it. ConfigError where there is none."""
+    """Return the number of blocks for an image of this side in pixels. Raise ConfigError if there is none."""
     num_blocks = min(len(CHANNELS), image_size.bit_length() - 1)
     if num_blocks < 1:
         raise ConfigError(f"image_size is {image_size}; FractalNet halves the image at least once")
@@ -167,16 +160,15 @@ NetName = Literal["fractalnet", "resnet18"]
 
 
 def build_baseline_net(name: NetName, shape: ImageShape) -> nn.Module:
-    """The network for images of `shape`: uint8 or float [B, C, H, W] -> logits [B, K], weights from torch's generator.
+    """Return the network for images of `shape`, [B, C, H, W] -> logits [B, K], weights from torch's generator.
 
-    ConfigError where the images are too small for it.
+    Raise ConfigError if the images are too small for it.
     """
-    make: dict[NetName, Callable[[ImageShape], nn.Module]] = {"fractalnet": FractalNet, "resnet18": _resnet18}
-    return make[name](shape)
+    return FractalNet(shape) if name == "fractalnet" else _resnet18(shape)
 
 
 def _resnet18(shape: ImageShape) -> nn.Module:
-    """torchvision's ResNet-18 for small images: a 3x3 stem of stride 1 and no pooling after it, nothing pretrained."""
+    """Return torchvision's ResNet-18 for small images: a 3x3 stem of stride 1 without pooling, not pretrained."""
     from torchvision.models import resnet18  # takes seconds to import
 
     net: nn.Module = resnet18(weights=None, num_classes=shape.num_classes)
@@ -187,7 +179,7 @@ def _resnet18(shape: ImageShape) -> nn.Module:
 
 
 def describe_net(name: NetName, *, image_size: int) -> str:
-    """What the network is, in a few words."""
+    """Return a short description of the network, for a table."""
     if name == "resnet18":
         return "torchvision's, stem 3x3 without pooling"
     num_blocks = count_blocks(image_size)

@@ -1,10 +1,9 @@
 """The parts of a FractalBrainNet: mask, dynamics, fractal block with drop-path, scale processor.
 
-This file must not know the whole net, training or devices. The modules, their names and their order are those of the
-public reference `FractalBrainNet-v2.py` (J. R. F. Junior), so that its state dicts load; the forwards compute the same
-in fewer passes, for channels_last maps (others work, slower). The plain form, one line a formula, is in
-`tests/plain_model.py`. Sources: the project's documents, and for drop-path FractalNet (Larsson, Maire, Shakhnarovich,
-ICLR 2017, arXiv 1605.07648).
+The modules, their names and their order are those of the public reference `FractalBrainNet-v2.py` (J. R. F. Junior), so
+that its state dicts load. The forwards compute the same in fewer passes; they are fastest on channels_last maps. The
+plain form, one line for each formula, is in `tests/plain_model.py`. Sources: the project's documents, and for
+drop-path FractalNet (Larsson, Maire, Shakhnarovich, ICLR 2017, arXiv 1605.07648).
 
 Suffixes: B batch, C channels, H height, W width, N positions (B * H * W); digits stand for themselves.
 """
@@ -23,22 +22,29 @@ from torch.nn import functional as F
 from fbsearch.config.models import Activation
 from fbsearch.errors import ConfigError
 from fbsearch.network.activations import make_activation
-from fbsearch.network.fused_ops import activate, fold_convolutions, merge_convolutions, normalised, pointwise, rows
+from fbsearch.network.fused_ops import (
+    activate,
+    flatten_positions,
+    fold_convolutions,
+    merge_convolutions,
+    pointwise,
+    recomputed_norm,
+)
 
 DropPath: TypeAlias = Literal["none", "local", "global", "mixed", "channel"]
 
-# AdaptiveScaleProcessor is folded where there are more positions (B * H * W) than this many times its channels. Folding
-# saves 13 C^2 multiplications a position and costs 35 C^3, even at 2.7 C; but matrix products run at 0.4 times a
-# convolution's speed, and forward and backward took as long either way at 6 to 16 C (16, 64 and 256 channels, float32).
+# AdaptiveScaleProcessor is folded if it has more positions (B * H * W) than this times its channels. Folding saves
+# 13 C^2 multiplications for each position and costs 35 C^3: equal at 2.7 C. But matrix products run at 0.4 times a
+# convolution's speed; forward and backward took equal times at 6 to 16 C (16, 64 and 256 channels, float32).
 FOLD_POSITIONS_PER_CHANNEL = 8
 
 
 class FractalMask(nn.Module):
     """A fractal pattern, resized once to each feature-map size that occurs; shared by all modules of a net.
 
-    `pattern_HW` is an array or tensor [h, w] with values in [0, 1], otherwise ConfigError. It stays on the CPU in
-    float32; what is computed from it lives in non-persistent buffers, never in a state dict. The first forward at a
-    new size fills them, so a CUDA graph is captured after a warm-up.
+    `pattern_HW` is an array or tensor [h, w] with values in [0, 1]; others raise ConfigError. It stays on the CPU in
+    float32. The resized masks are non-persistent buffers, which no state dict contains. The first forward at a new
+    size creates them, so a CUDA graph is captured after a warm-up.
     Deviation: the reference keeps a copy as a parameter of every module and resizes it in every forward.
     """
 
@@ -49,45 +55,40 @@ class FractalMask(nn.Module):
         self.replace(pattern_HW)
 
     def replace(self, pattern_HW: NDArray[Any] | Tensor) -> None:
-        """Use another pattern from now on."""
+        """Replace the pattern and drop the masks made from the old one."""
         if isinstance(pattern_HW, Tensor):
             pattern_HW = pattern_HW.detach().float().cpu().numpy()
         values_HW = np.array(pattern_HW, np.float32)
         if values_HW.ndim != 2 or not ((values_HW >= 0) & (values_HW <= 1)).all():
             raise ConfigError(f"mask has shape {values_HW.shape}; allowed: [h, w] with values in [0, 1]")
-        # from_numpy, because the pattern is needed on the CPU even where the net is built on the meta device.
+        # from_numpy, because the pattern is needed on the CPU even if the net is built on the meta device.
         self.pattern_HW = torch.from_numpy(values_HW)
         for name in list(self._buffers):
             delattr(self, name)
 
     def forward(self, like_BCHW: Tensor) -> Tensor:
-        """Return what the bands are multiplied by, [C, H, W] in shape, dtype and device of the argument's maps.
+        """Return the factor of the bands, [C, H, W], for maps of the argument's shape, dtype and device.
 
-        The first quarter of the channels has m, the next 1 - m, m / 2 and sin(pi m); channels_last in memory.
+        The four quarters of the channels hold m, 1 - m, m / 2 and sin(pi m); channels_last in memory.
         """
         channels, height, width = like_BCHW.shape[1:]
         name = f"factor_{channels}x{height}x{width}_{str(like_BCHW.dtype).removeprefix('torch.')}"
         if name not in self._buffers:
-            # A buffer made in inference mode could not take part in training later.
+            # A buffer created in inference mode could not be used in training later.
             with torch.inference_mode(False), torch.no_grad():
-                masks_HW4 = self._band_masks(height, width).to(like_BCHW.device, like_BCHW.dtype)
-                factor_HWC = masks_HW4.repeat_interleave(channels // 4, dim=2)
+                pattern_11HW = self.pattern_HW[None, None]
+                m_HW = F.interpolate(pattern_11HW, size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+                masks_HW4 = torch.stack([m_HW, 1 - m_HW, 0.5 * m_HW, torch.sin(math.pi * m_HW)], dim=2)
+                factor_HWC = masks_HW4.to(like_BCHW.device, like_BCHW.dtype).repeat_interleave(channels // 4, dim=2)
             self.register_buffer(name, factor_HWC.permute(2, 0, 1), persistent=False)
         return self.get_buffer(name)
 
     def extra_repr(self) -> str:
-        """Name the pattern's size when a net is printed."""
+        """Return the pattern's size, for printing a net."""
         return "{} x {}".format(*self.pattern_HW.shape)
 
-    def _band_masks(self, height: int, width: int) -> Tensor:
-        resized_11HW = F.interpolate(
-            self.pattern_HW[None, None], size=(height, width), mode="bilinear", align_corners=False
-        )
-        m_HW = resized_11HW[0, 0]
-        return torch.stack([m_HW, 1 - m_HW, 0.5 * m_HW, torch.sin(math.pi * m_HW)], dim=2)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Moved, cast or emptied buffers (bfloat16 and back, to_empty) are dropped and computed afresh when needed;
+        # Buffers that were moved, cast or emptied (bfloat16 and back, to_empty) are dropped and recomputed when needed;
         # calls that change nothing keep them, since a captured CUDA graph reads them.
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -101,7 +102,8 @@ class CerebralDynamicsModule(nn.Module):
     """Four bands under four masks, [B, C, H, W] -> same; C a multiple of 4.
 
     With m the mask: alpha * m (8-12 Hz), beta * (1 - m) (13-30 Hz), gamma * m / 2 (30-100 Hz), theta * sin(pi m)
-    (4-8 Hz); integrated, normalised over the channels, added to the input. `mask` is [h, w] in [0, 1] or a FractalMask.
+    (4-8 Hz); integrated (1x1 convolution), normalised over the channels, added to the input. `mask` is [h, w] in
+    [0, 1] or a FractalMask.
     """
 
     def __init__(self, channels: int, mask: NDArray[Any] | Tensor | FractalMask) -> None:
@@ -127,10 +129,10 @@ class CerebralDynamicsModule(nn.Module):
 
 
 def draw_local_factors(batch: int, prob: float, device: torch.device) -> Tensor:
-    """Draw local drop-path's factors for the two inputs of a join, [B, 2]: 0 where dropped, else 1 / q.
+    """Return random factors of local drop-path for the two inputs of a join, [B, 2]: 0 if dropped, else 1 / q.
 
-    Each input is dropped with probability `prob`; where both would be, the one with the larger draw stays. An input
-    therefore stays with q = 1 - prob + prob^2 / 2, and 1 / q keeps the expectation of the join.
+    Each input is dropped with probability `prob`; if both would be, the one with the larger draw is kept. An input is
+    therefore kept with probability q = 1 - prob + prob^2 / 2, and 1 / q preserves the expectation of the join.
     Deviation: the paper's joins are means over the survivors; these are sums with learned gates.
     """
     draws_B2 = torch.rand(batch, 2, device=device)
@@ -141,15 +143,15 @@ def draw_local_factors(batch: int, prob: float, device: torch.device) -> Tensor:
 class FractalNeuralBlock(nn.Module):
     """A fractal of convolutions, [B, in_channels, H, W] -> [B, out_channels, H, W].
 
-    A block of level n has 2^n - 1 leaf convolutions and n columns; column d is a chain of 2^(d - 1) of them.
-    Level 1 is a single leaf: convolution, BatchNorm, dynamics, activation. Above, `deep_branch` (two blocks of level
-    n - 1) and `shallow_branch` (convolution, dynamics, BatchNorm, activation) join as a * deep + b * shallow, with
-    the gates a, b in (0, 1) computed from both at each position.
+    A block of level n has 2^n - 1 leaf convolutions and n columns; column d is a chain of 2^(d - 1) convolutions.
+    Level 1 is a single leaf: convolution, BatchNorm, dynamics, activation. Higher levels join `deep_branch` (two blocks
+    of level n - 1) and `shallow_branch` (convolution, dynamics, BatchNorm, activation) as a * deep + b * shallow, with
+    the gates a, b in (0, 1) computed from both branches at each position.
 
     `drop_path`, active in training only: `local` multiplies the gates by `draw_local_factors`, for each sample and
-    join; `global` is steered by the `columns_B` that the net passes, a column kept alone passes each join unscaled;
-    `mixed` does both; `channel` is the reference's dropout of whole channels after every block. The gates are computed
-    before anything is dropped. A block of level 1 has no join.
+    join; `global` follows the `columns_B` that the net passes: the kept column passes each join unscaled; `mixed` does
+    both; `channel` is the reference's dropout of whole channels after every block. The gates are computed before
+    anything is dropped. A block of level 1 has no join.
     """
 
     def __init__(
@@ -193,39 +195,39 @@ class FractalNeuralBlock(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor, columns_B: Tensor | None = None) -> Tensor:
-        """Return the block's output; `columns_B` says which column is kept alone, for each sample.
+        """Return the block's output; `columns_B` (int64) is the one column that each sample keeps.
 
-        int64, counted from 1, 0 or less keeps all; a depth that this block does not have means its deepest column.
+        Columns count from 1; 0 or less keeps all; a depth beyond this block's level means its deepest column.
         """
-        weight, bias = merge_convolutions(self._entries())
+        weight, bias = merge_convolutions(self._entry_convolutions())
         entered_BCHW = F.conv2d(x_BCHW, weight, bias, padding=1)
         entered = [one.contiguous(memory_format=torch.channels_last) for one in entered_BCHW.chunk(self.level, dim=1)]
-        return self._finish(entered, columns_B)
+        return self._forward_from(entered, columns_B)
 
-    def _entries(self) -> list[nn.Conv2d]:
-        """The convolutions that read the block's input, the first of each column, from the shallowest to the deepest.
+    def _entry_convolutions(self) -> list[nn.Conv2d]:
+        """Return the convolutions that read the block's input: the first of each column, shallowest to deepest.
 
-        As one they take 7 to 20% less time on small maps, and the longest path has 2^(n-1) convolutions.
+        Merged into one they take 7 to 20% less time on small maps, and the longest path has 2^(n-1) convolutions.
         """
         if self.level == 1:
             return [self.base_conv]
-        return [cast("nn.Conv2d", self.shallow_branch[0]), *self._deep_blocks()[0]._entries()]
+        return [cast("nn.Conv2d", self.shallow_branch[0]), *self._deep_blocks()[0]._entry_convolutions()]
 
     def _deep_blocks(self) -> list["FractalNeuralBlock"]:
         return cast("list[FractalNeuralBlock]", list(self.deep_branch))
 
-    def _finish(self, entered: list[Tensor], columns_B: Tensor | None) -> Tensor:
-        """The block from its entries' outputs on."""
+    def _forward_from(self, entered: list[Tensor], columns_B: Tensor | None) -> Tensor:
+        """Compute the block from the outputs of its entries."""
         if self.level == 1:
-            with normalised(self.norm, entered[0]) as x_BCHW:
+            with recomputed_norm(self.norm, entered[0]) as x_BCHW:
                 out_BCHW = activate(self.activation, self.cerebral_dynamics(x_BCHW))
         else:
-            # The deep branch goes first: whatever draws random numbers keeps its place in the sequence.
+            # The deep branch goes first, so that random numbers are drawn in the reference's order.
             deeper_B = None if columns_B is None else columns_B - 1
             first, second = self._deep_blocks()
-            deep_BCHW = second(first._finish(entered[1:], deeper_B), deeper_B)
+            deep_BCHW = second(first._forward_from(entered[1:], deeper_B), deeper_B)
             _, dynamics, norm, activation = self.shallow_branch
-            with normalised(cast("nn.BatchNorm2d", norm), dynamics(entered[0])) as x_BCHW:
+            with recomputed_norm(cast("nn.BatchNorm2d", norm), dynamics(entered[0])) as x_BCHW:
                 shallow_BCHW = activate(activation, x_BCHW)
             out_BCHW = self._join(deep_BCHW, shallow_BCHW, columns_B)
         return self.drop_path(out_BCHW)  # type: ignore[no-any-return]
@@ -240,7 +242,7 @@ class FractalNeuralBlock(nn.Module):
 
     def _join(self, deep_BCHW: Tensor, shallow_BCHW: Tensor, columns_B: Tensor | None) -> Tensor:
         batch, channels, height, width = deep_BCHW.shape
-        deep_NC, shallow_NC = rows(deep_BCHW), rows(shallow_BCHW)
+        deep_NC, shallow_NC = flatten_positions(deep_BCHW), flatten_positions(shallow_BCHW)
         gates_N2 = self._gates(deep_NC, shallow_NC)
         if columns_B is not None or (self.training and self.local_prob):
             gates_N2 = self._drop_paths(gates_N2.view(batch, -1, 2), columns_B).view(-1, 2)
@@ -248,7 +250,7 @@ class FractalNeuralBlock(nn.Module):
         return out_NC.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def _gates(self, deep_NC: Tensor, shallow_NC: Tensor) -> Tensor:
-        """`fractal_attention` without the concatenation, as matrix products, [N, 2]: 30% less time, 2C less memory."""
+        """Compute `fractal_attention`, [N, 2], as matrix products and unconcatenated: 30% less time, 2C less memory."""
         hidden, gelu, output, sigmoid = cast(
             "tuple[nn.Conv2d, nn.GELU, nn.Conv2d, nn.Sigmoid]", tuple(self.fractal_attention)
         )
@@ -259,12 +261,12 @@ class FractalNeuralBlock(nn.Module):
         return gates_N2
 
     def _drop_paths(self, gates_BN2: Tensor, columns_B: Tensor | None) -> Tensor:
-        """Local, then global drop-path; N here is the positions of one sample."""
+        """Apply local, then global drop-path to the gates; N here counts the positions of one sample."""
         if self.training and self.local_prob:
             factors_B2 = draw_local_factors(len(gates_BN2), self.local_prob, gates_BN2.device)
             gates_BN2 = gates_BN2 * factors_B2.to(gates_BN2.dtype)[:, None]
         if columns_B is not None:
-            # A lone input passes unscaled, as in the paper's mean of one: its gate's share a / (a + 0) is 1.
+            # A single input passes unscaled, as in the paper's mean of one: its gate's share a / (a + 0) is 1.
             lone_B2 = torch.stack([columns_B > 1, columns_B == 1], dim=1).to(gates_BN2.dtype)
             gates_BN2 = torch.where((columns_B > 0)[:, None, None], lone_B2[:, None], gates_BN2)
         return gates_BN2
@@ -279,9 +281,7 @@ class AdaptiveScaleProcessor(nn.Module):
         self.regional_processor = nn.Conv2d(channels, channels, 3, padding=1)
         self.global_processor = nn.Conv2d(channels, channels, 5, padding=2)
         self.scale_fusion = nn.Sequential(
-            nn.Conv2d(3 * channels, channels, 1),
-            nn.BatchNorm2d(channels),
-            make_activation(activation, channels),
+            nn.Conv2d(3 * channels, channels, 1), nn.BatchNorm2d(channels), make_activation(activation, channels)
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -294,5 +294,5 @@ class AdaptiveScaleProcessor(nn.Module):
             fused_BCHW = F.conv2d(x_BCHW, kernel, bias, padding=2)
         else:
             fused_BCHW = fusion(torch.cat([process(x_BCHW) for process in processors], dim=1))
-        with normalised(norm, fused_BCHW) as y_BCHW:
+        with recomputed_norm(norm, fused_BCHW) as y_BCHW:
             return activate(activation, y_BCHW) + x_BCHW

@@ -1,8 +1,9 @@
-"""Steps of the blocks in fewer passes: several convolutions as one, and norms that autograd need not remember.
+"""Operations of the network fused into fewer passes, in plain torch without a compiler.
 
-Each gives what the parts' own forwards give, up to rounding, and only its first derivatives. Plain torch, without
-kernels of its own and without a compiler. This file must not know the network. Figures: one core of an AMD EPYC
-(Zen 5, no AMX), torch 2.15, medians. Suffixes as in `blocks`, and O output channels, N positions (B * H * W).
+Merged and folded convolutions, 1x1 convolutions as matrix products, norms that are recomputed in the backward pass,
+attention that is averaged early. Each equals the modules' own forwards up to rounding and has first derivatives only.
+Figures: one core of an AMD EPYC (Zen 5, no AMX), torch 2.15, medians. Suffixes as in `blocks`, and O output channels,
+N positions (B * H * W).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,22 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Normalised maps of less than this are not computed again: there the calls cost more than the work, and the digits'
-# default net, whose maps have 256 KiB and whose step holds 7 MiB, would lose 5% of its speed.
-KEPT_BYTES = 2**19
+from fbsearch.config.models import Activation
+from fbsearch.network.activations import make_activation
+
+# Normalised maps of fewer bytes are kept and not recomputed: the calls would cost more than the work. The default net
+# for digits, whose maps have 256 KiB and whose step holds 7 MiB, would lose 5% of its speed.
+MIN_RECOMPUTED_BYTES = 2**19
 
 
 def merge_convolutions(convolutions: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the one convolution that gives all outputs of several on the same input."""
+    """Return weight and bias of one convolution whose output is that of several on the same input, concatenated."""
     biases = [cast("Tensor", convolution.bias) for convolution in convolutions]
     return torch.cat([convolution.weight for convolution in convolutions]), torch.cat(biases)
 
 
 def fold_convolutions(fusion: nn.Conv2d, convolutions: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
-    """Return kernel and bias of the one convolution that is `fusion` (1x1) over several side by side.
+    """Return kernel and bias of one convolution that equals `fusion` (1x1) on the concatenation of several.
 
-    All are C -> C with odd kernels and full padding; the widest comes last and gives the kernel its size. Under
-    autocast too, all in the parameters' own precision: the convolution then rounds once, and casts one kernel.
+    All are C -> C with odd kernels and full padding; the last has the widest kernel, the size of the result. Computed
+    in the parameters' own precision, under autocast too: the convolution then rounds once, and casts one kernel.
     """
     kernel: Tensor = _FoldKernels.apply(fusion.weight, *(convolution.weight for convolution in convolutions))
     biases_I = torch.cat([cast("Tensor", convolution.bias) for convolution in convolutions])
@@ -36,7 +40,7 @@ def fold_convolutions(fusion: nn.Conv2d, convolutions: Sequence[nn.Conv2d]) -> t
 
 
 class _FoldKernels(torch.autograd.Function):
-    """Written by hand, because autograd's own way takes about forty small operations a kernel."""
+    """The folded kernel with a backward by hand: autograd would take about forty small operations a kernel."""
 
     @staticmethod
     def forward(ctx: Any, fusion_weight: Tensor, *weights: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ class _FoldKernels(torch.autograd.Function):
         for part, weight in zip(fusion_weight.flatten(1).chunk(len(weights), dim=1), weights, strict=True):
             width = weight.shape[-1]
             product = part.new_empty(channels, width * width * channels)
-            # With `out`, autocast stays away.
+            # Autocast does not change operations with `out`.
             torch.mm(part, weight.permute(0, 2, 3, 1).flatten(1), out=product)
             _centre(kernel_OHWI, width).add_(product.view(channels, width, width, channels))
         return kernel_OHWI.permute(0, 3, 1, 2)
@@ -70,16 +74,16 @@ def _centre(kernel_OHWI: Tensor, size: int) -> Tensor:
     return kernel_OHWI.narrow(1, margin, size).narrow(2, margin, size)
 
 
-def rows(x_BCHW: Tensor) -> Tensor:
-    """Return the map as one row of channels for each position, [N, C]; a view where it is channels_last."""
+def flatten_positions(x_BCHW: Tensor) -> Tensor:
+    """Return the map as [N, C], one row for each position; a view if the map is channels_last."""
     return x_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def pointwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a 1x1 convolution's weight and bias.
+    """Apply a 1x1 convolution's weight and bias, as a matrix product where that is faster.
 
-    As a matrix product, which takes 0.6 times a convolution's time for 16 channels, 0.8 times in bfloat16; but in
-    float32, where a CPU's product is slow (MKL on AMD: 90 of the 200 GFLOP/s of a convolution), only up to 16 channels.
+    The product takes 0.6 times a convolution's time for 16 channels, 0.8 times in bfloat16. In float32 on a CPU the
+    product is slow (MKL on AMD: 90 of the 200 GFLOP/s of a convolution), so there it serves up to 16 channels only.
     """
     if x_BCHW.dtype == torch.float32 and not x_BCHW.is_cuda and x_BCHW.shape[1] > 16:
         return F.conv2d(x_BCHW, weight, bias)
@@ -89,8 +93,8 @@ def pointwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def activate(activation: nn.Module, x_BCHW: Tensor) -> Tensor:
     """Apply an activation module.
 
-    A channels_last map goes through GELU as [B, H, W, C], since torch's fast GELU takes contiguous memory only: 1M
-    elements take 0.32 instead of 0.39 ms in float32, 0.23 instead of 0.49 in bfloat16.
+    GELU gets a channels_last map as [B, H, W, C], because torch's fast GELU needs contiguous memory: 1M elements take
+    0.32 instead of 0.39 ms in float32, 0.23 instead of 0.49 in bfloat16.
     """
     if isinstance(activation, nn.GELU):
         y_BHWC: Tensor = activation(x_BCHW.permute(0, 2, 3, 1))
@@ -99,23 +103,22 @@ def activate(activation: nn.Module, x_BCHW: Tensor) -> Tensor:
 
 
 @contextmanager
-def normalised(norm: nn.BatchNorm2d, x_BCHW: Tensor) -> Iterator[Tensor]:
-    """Yield norm(x); what autograd saves of it within the context is computed again from x instead of being kept.
+def recomputed_norm(norm: nn.BatchNorm2d, x_BCHW: Tensor) -> Iterator[Tensor]:
+    """Yield norm(x); autograd does not save it within the context but recomputes it from x in the backward pass.
 
-    A training step of the small net at 32x32 so needs 0.68 instead of 0.81 times the reference's memory, for about
-    3% of its time. In eval mode everything is kept, and so are maps below KEPT_BYTES, and those whose statistics are of
-    several processes. torch.compile makes this choice itself. The norm's weights must not change before the backward.
+    A training step of the small net at 32x32 then needs 0.68 instead of 0.81 times the reference's memory, for about
+    3% of its time. The output is kept in eval mode, below MIN_RECOMPUTED_BYTES, by a SyncBatchNorm, and under
+    torch.compile, which decides by itself. The norm's weights must not change before the backward pass.
     """
     y_BCHW: Tensor = norm(x_BCHW)
-    kept = not (norm.training and torch.is_grad_enabled()) or y_BCHW.nbytes < KEPT_BYTES
-    kept = kept or isinstance(norm, nn.SyncBatchNorm)
-    if kept or torch.compiler.is_compiling():
+    kept = not (norm.training and torch.is_grad_enabled()) or y_BCHW.nbytes < MIN_RECOMPUTED_BYTES
+    if kept or isinstance(norm, nn.SyncBatchNorm) or torch.compiler.is_compiling():
         yield y_BCHW
         return
     x_BCHW, storage = x_BCHW.detach(), y_BCHW.untyped_storage()._cdata
 
     def pack(saved: Tensor) -> Any:
-        # GELU saves a view of y, so that storages are compared, not objects; fake tensors have storages, no addresses.
+        # GELU saves a view of y, so storages are compared, not objects; fake tensors have storages but no addresses.
         return (saved.shape, saved.stride()) if saved.untyped_storage()._cdata == storage else saved
 
     def unpack(packed: Any) -> Tensor:
@@ -128,13 +131,45 @@ def normalised(norm: nn.BatchNorm2d, x_BCHW: Tensor) -> Iterator[Tensor]:
         yield y_BCHW
 
 
+def mean_attention(attention: nn.MultiheadAttention, tokens_BNC: Tensor) -> Tensor:
+    """Return the mean of self-attention's output over the N tokens, [B, C].
+
+    The mean is taken before the output projection, which is linear: one token to project instead of N. A single token
+    attends to itself with weight 1, so the result is its value vector, projected.
+    """
+    weight, bias = cast("Tensor", attention.in_proj_weight), attention.in_proj_bias
+    num_tokens, channels = tokens_BNC.shape[1:]
+    if num_tokens == 1:
+        attended_BC = F.linear(tokens_BNC[:, 0], weight[2 * channels :], bias[2 * channels :])
+    else:
+        heads = F.linear(tokens_BNC, weight, bias).view(-1, num_tokens, 3, attention.num_heads, attention.head_dim)
+        if heads.dtype == torch.bfloat16 and heads.is_cpu:
+            # On this CPU torch's attention is slower in bfloat16: forward and backward over the digits' 64 tokens take
+            # 20 ms instead of 11, over small's 105 instead of 34.
+            heads = heads.float()
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = heads.permute(2, 0, 3, 1, 4)
+            attended_BC = F.scaled_dot_product_attention(query, key, value).mean(dim=2).flatten(1)
+    out_BC: Tensor = attention.out_proj(attended_BC)
+    return out_BC
+
+
 class ConvNormActivation(nn.Sequential):
-    """A convolution, its BatchNorm, its activation, and what may follow in sequence."""
+    """A convolution with padding, its BatchNorm, its activation, and the modules appended to them."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, activation: Activation
+    ) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2),
+            nn.BatchNorm2d(out_channels),
+            make_activation(activation, out_channels),
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the output of the last part."""
         convolution, norm, activation, *others = self
-        with normalised(cast("nn.BatchNorm2d", norm), convolution(x_BCHW)) as y_BCHW:
+        with recomputed_norm(cast("nn.BatchNorm2d", norm), convolution(x_BCHW)) as y_BCHW:
             out_BCHW = activate(activation, y_BCHW)
         for other in others:
             out_BCHW = other(out_BCHW)

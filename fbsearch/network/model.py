@@ -1,31 +1,30 @@
-"""FractalBrainNet: the whole network, its documented sizes, its columns, its analysis, the reference's weights.
+"""FractalBrainNet: the whole network, its documented sizes, its columns, and loading the reference's weights.
 
-This file must not know training, data or devices; the parts are in `blocks`. Attribute names are those of the public
-reference `FractalBrainNet-v2.py` (J. R. F. Junior), so that its state dicts load.
+Attribute names are those of the public reference `FractalBrainNet-v2.py` (J. R. F. Junior), so that its state dicts
+load. The parts are in `blocks`.
 
-Suffixes: B batch, C channels, H height, W width, K classes, N positions (H * W); digits stand for themselves.
+Suffixes: B batch, C channels, H height, W width, K classes, N tokens (positions); digits stand for themselves.
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
-from typing import Literal, TypedDict, cast
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fbsearch.config.models import SMALL_IMAGE, Activation, FractalPatternType, ModelConfig
+from fbsearch.config.models import SMALL_IMAGE, FractalPatternType, ModelConfig
 from fbsearch.errors import ConfigError
 from fbsearch.messages import ImageShape
-from fbsearch.network.activations import make_activation
+from fbsearch.network.analysis import PatternAnalysis, analyze_maps
 from fbsearch.network.blocks import AdaptiveScaleProcessor, FractalMask, FractalNeuralBlock
-from fbsearch.network.fused_ops import ConvNormActivation
+from fbsearch.network.fused_ops import ConvNormActivation, mean_attention
 from fbsearch.network.patterns import generate_pattern
 
-# Global drop-path: the share of the samples that go through one column alone (half, as in the FractalNet paper).
+# Global drop-path: the share of the samples that pass a single column (half, as in the FractalNet paper).
 GLOBAL_SHARE = 0.5
 
-# The documents' sizes; everything that they leave open is ModelConfig's default, with the reference's stem.
+# The sizes of the source documents, with the reference's stem; fields that they leave open have ModelConfig's defaults.
 SIZES = {
     "small": ModelConfig(fractal_levels=(2, 3), base_channels=32, pattern_resolution=16, stem="conv7"),
     "medium": ModelConfig(fractal_levels=(2, 3, 4), base_channels=64, pattern_resolution=32, stem="conv7"),
@@ -34,17 +33,11 @@ SIZES = {
 }
 
 
-class PatternAnalysis(TypedDict):
-    """What `analyze_fractal_patterns` returns; see there."""
-
-    fractal_pattern: Tensor
-    attention_maps: list[Tensor]
-    pattern_complexity: list[float]
-    hierarchical_organization: dict[str, float]
-
-
 class _Headed(nn.Module):
-    """From the last feature map to the logits; a base class, since the parts' names start a state dict's keys."""
+    """The head, from the last feature map to the logits.
+
+    A base class and not a module of its own, because a submodule's name would become part of the state dict's keys.
+    """
 
     config: ModelConfig
     global_attention: nn.MultiheadAttention | None
@@ -56,38 +49,15 @@ class _Headed(nn.Module):
         if self.global_attention is not None:
             pooled = self.config.global_attention == "pooled"
             tokens_BNC = features_BC[:, None] if pooled else x_BCHW.flatten(2).transpose(1, 2)
-            features_BC = _attend(self.global_attention, tokens_BNC)
+            features_BC = mean_attention(self.global_attention, tokens_BNC)
         if self.meta_learner is not None:
             features_BC = features_BC + 0.1 * self.meta_learner(features_BC)
         logits_BK: Tensor = self.classifier(features_BC)
         return logits_BK
 
 
-def _attend(attention: nn.MultiheadAttention, tokens_BNC: Tensor) -> Tensor:
-    """The mean of self-attention's output over the tokens, [B, C].
-
-    The mean goes before the output projection, which is linear: one token to project instead of N. One token alone
-    attends to itself with weight 1, so that its values are the result.
-    """
-    weight, bias = cast("Tensor", attention.in_proj_weight), attention.in_proj_bias
-    num_tokens, channels = tokens_BNC.shape[1:]
-    if num_tokens == 1:
-        attended_BC = F.linear(tokens_BNC[:, 0], weight[2 * channels :], bias[2 * channels :])
-    else:
-        heads = F.linear(tokens_BNC, weight, bias).view(-1, num_tokens, 3, attention.num_heads, attention.head_dim)
-        if heads.dtype == torch.bfloat16 and heads.is_cpu:
-            # torch's attention is slower in bfloat16 on this CPU: forward and backward over the digits' 64 tokens take
-            # 20 ms instead of 11, over small's 105 instead of 34.
-            heads = heads.float()
-        with torch.autocast("cpu", enabled=False):
-            query, key, value = heads.permute(2, 0, 3, 1, 4)
-            attended_BC = F.scaled_dot_product_attention(query, key, value).mean(dim=2).flatten(1)
-    out_BC: Tensor = attention.out_proj(attended_BC)
-    return out_BC
-
-
 class FractalColumn(_Headed):
-    """One column of a FractalBrainNet as a net of its own, [B, C, H, W] -> logits [B, K]; all parts are that net's."""
+    """One column of a FractalBrainNet as a network, [B, C, H, W] -> logits [B, K]; it shares that net's parameters."""
 
     def __init__(self, net: "FractalBrainNet", depth: int) -> None:
         super().__init__()
@@ -110,22 +80,18 @@ class FractalColumn(_Headed):
 class FractalBrainNet(_Headed):
     """The whole network: images [B, in_channels, H, W] -> logits [B, num_classes].
 
-    Stem; for each level of `config.fractal_levels` a stage (block, scale processor, and a convolution of stride 2
-    except after the last) with C_i = base_channels * 2^min(i, 4); attention, meta-learner and classifier. H and W
-    must be at least 2^(S - 1) with stem `conv3`, 2^S with `conv7`, for S stages. `image_size` (pixels) only resolves
-    `stem: auto`; without it, auto means conv7. The resolved configuration becomes the attribute `config`.
+    A stem; for each level of `config.fractal_levels` a stage (block, scale processor, and a convolution of stride 2
+    except after the last) with C_i = base_channels * 2^min(i, 4) channels; attention, meta-learner and classifier. For
+    S stages, H and W must be at least 2^(S - 1) with stem `conv3`, 2^S with `conv7`. `image_size` (pixels) is used
+    only to resolve `stem: auto`; without it, auto means conv7. The resolved configuration is the attribute `config`.
 
-    Deviations from the reference, whose form `config` keeps by name: attention over positions (`pooled`), drop-path
-    of whole paths (`channel`), fan-in initialisation of gates, bands and head (`reference`), the small stem (`conv7`).
+    Deviations from the reference, with the values of `config` that give its form: attention over positions (`pooled`),
+    drop-path of whole paths (`channel`), fan-in initialisation of gates, bands and head (`reference`), the small stem
+    (`conv7`).
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        image_size: int | None = None,
+        self, config: ModelConfig, *, num_classes: int = 10, in_channels: int = 3, image_size: int | None = None
     ) -> None:
         super().__init__()
         self.config = config = config.resolve_stem(SMALL_IMAGE + 1 if image_size is None else image_size)
@@ -138,10 +104,9 @@ class FractalBrainNet(_Headed):
 
         channels = config.base_channels
         kernel_size, stride = (3, 1) if config.stem == "conv3" else (7, 2)
-        self.stem = ConvNormActivation(
-            *_conv_layers(in_channels, channels, kernel_size, stride, config.activation),
-            AdaptiveScaleProcessor(channels, activation=config.activation),
-        )
+        make_layer = partial(ConvNormActivation, activation=config.activation)
+        self.stem = make_layer(in_channels, channels, kernel_size, stride=stride)
+        self.stem.append(AdaptiveScaleProcessor(channels, activation=config.activation))
         self.fractal_stages = nn.ModuleList()
         for i, level in enumerate(config.fractal_levels):
             stage_channels = config.base_channels * 2 ** min(i, 4)
@@ -152,17 +117,17 @@ class FractalBrainNet(_Headed):
             scale_processor = AdaptiveScaleProcessor(stage_channels, activation=config.activation)
             downsample: nn.Module = nn.Identity()
             if i < len(config.fractal_levels) - 1:
-                downsample = ConvNormActivation(*_conv_layers(stage_channels, stage_channels, 3, 2, config.activation))
+                downsample = make_layer(stage_channels, stage_channels, 3, stride=2)
             self.fractal_stages.append(nn.Sequential(block, scale_processor, downsample))
             channels = stage_channels
         self._build_head(channels, num_classes)
         _initialise(self)
-        # The blocks' layout. Kernels that lie in it already are not laid out anew in every forward.
+        # The blocks' memory format: the kernels then need no conversion in every forward pass.
         self.to(memory_format=torch.channels_last)
 
     @classmethod
     def for_images(cls, config: ModelConfig, shape: ImageShape) -> "FractalBrainNet":
-        """The network for images of `shape`, its weights drawn from torch's global generator."""
+        """Return the network for images of `shape`, its weights drawn from torch's global generator."""
         return cls(config, num_classes=shape.num_classes, in_channels=shape.in_channels, image_size=shape.image_size)
 
     @property
@@ -171,9 +136,9 @@ class FractalBrainNet(_Headed):
         return self.mask.pattern_HW
 
     def forward(self, x_BCHW: Tensor, return_attention_maps: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Return the logits [B, K]; on request also each stage's mean over channels, a list of [B, 1, h, w].
+        """Return the logits [B, K]; on request also the mean over channels after each stage, a list of [B, 1, h, w].
 
-        Raises ConfigError for images with other than `in_channels` channels or too small for the stages.
+        Raise ConfigError for images with other than `in_channels` channels or too small for the stages.
         """
         self._check_images(x_BCHW)
         columns_B = self._draw_columns(x_BCHW)
@@ -191,9 +156,9 @@ class FractalBrainNet(_Headed):
         """Return the sub-network of one column: images -> logits [B, K], its parameters shared with this net.
 
         `depth` counts from 1 to the highest level; column d is a chain of 2^(d - 1) convolutions in every block, or
-        the deepest column of a block with fewer. It computes what this net computes where global drop-path keeps
-        that column, so only nets trained with drop_path `global` or `mixed` answer well through it.
-        Raises ConfigError for other depths.
+        the deepest column of a block with fewer. It computes what this net computes for a sample whose column global
+        drop-path keeps, so it is accurate only after training with drop_path `global` or `mixed`.
+        Raise ConfigError for other depths.
         """
         deepest = max(self.config.fractal_levels)
         if not 1 <= depth <= deepest:
@@ -201,14 +166,13 @@ class FractalBrainNet(_Headed):
         return FractalColumn(self, depth)
 
     def analyze_fractal_patterns(self, x_BCHW: Tensor) -> PatternAnalysis:
-        """Return how the stages respond to a batch, in eval mode, without gradients; all training flags are restored.
+        """Return the response of the stages to a batch, in eval mode, without gradients; training flags are restored.
 
-        `fractal_pattern` [r, r]; `attention_maps`, one [B, 1, h, w] a stage; `pattern_complexity`, one float a stage:
-        entropy in nats of the softmax over positions, 0 to ln(h * w); `hierarchical_organization`: `correlation`, the
-        Pearson correlation of a stage's map with the next one's resized to it (bilinear), and `hierarchy_score`,
-        1 - correlation; both 0 with a single stage. A constant map correlates with nothing: 0.
-        Deviation: the reference flattens the batch into one map; here each image counts on its own and the batch is
-        averaged, so that no figure depends on the batch's size.
+        `fractal_pattern` [r, r]; `attention_maps`, one [B, 1, h, w] for each stage; `pattern_complexity`, one float
+        for each stage: entropy in nats of the softmax over positions; `hierarchical_organization`: `correlation`, the
+        mean of `correlate_neighbours`, and `hierarchy_score`, 1 - correlation; both 0 with a single stage.
+        Deviation: the reference flattens the batch into one map; here the figures are means over the images, so that
+        they do not depend on the batch's size.
         """
         training_flags = {module: module.training for module in self.modules()}
         self.eval()
@@ -218,17 +182,7 @@ class FractalBrainNet(_Headed):
         finally:
             for module, flag in training_flags.items():
                 module.training = flag
-        correlations = [_correlation(above, below) for above, below in pairwise(attention_maps)]
-        organization = {"correlation": 0.0, "hierarchy_score": 0.0}
-        if correlations:
-            correlation = sum(correlations) / len(correlations)
-            organization = {"correlation": correlation, "hierarchy_score": 1 - correlation}
-        return {
-            "fractal_pattern": self.fractal_pattern,
-            "attention_maps": attention_maps,
-            "pattern_complexity": [_entropy(map_B1HW) for map_B1HW in attention_maps],
-            "hierarchical_organization": organization,
-        }
+        return analyze_maps(self.fractal_pattern, attention_maps)
 
     def _build_head(self, channels: int, num_classes: int) -> None:
         config = self.config
@@ -274,7 +228,7 @@ def create_fractal_brain_net(
 ) -> FractalBrainNet:
     """Return a network of a documented size: small, medium, large or xlarge (see SIZES).
 
-    Raises ConfigError for any other size. Deviation: the reference takes medium for a size that it does not know.
+    Raise ConfigError for any other size. Deviation: for an unknown size the reference takes medium.
     """
     if model_size not in SIZES:
         raise ConfigError(f"model_size is {model_size!r}; allowed: {', '.join(SIZES)}")
@@ -285,10 +239,10 @@ def create_fractal_brain_net(
 def load_reference_state_dict(model: FractalBrainNet, state_dict: Mapping[str, Tensor]) -> None:
     """Load a state dict of the public reference into a net built with conv7, pooled attention and gelu.
 
-    The reference's mask copies (keys ending in `.fractal_pattern`) become the net's mask; without them it keeps its
-    own. In eval mode the outputs then agree with the reference's to 1e-4.
-    Raises ConfigError for a net of another kind, differing mask copies, and keys that are missing, left over or of
-    another shape, all of them listed.
+    The reference's mask copies (keys ending in `.fractal_pattern`) replace the net's mask, if there are any. In eval
+    mode the outputs then agree with the reference's to 1e-4.
+    Raise ConfigError for a net of another kind, mask copies that differ, and keys that are missing, unexpected or of
+    another shape; the error lists them all.
     """
     needed = {"stem": "conv7", "global_attention": "pooled", "activation": "gelu"}
     for name, value in needed.items():
@@ -308,22 +262,12 @@ def load_reference_state_dict(model: FractalBrainNet, state_dict: Mapping[str, T
         model.mask.replace(masks[0])
 
 
-def _conv_layers(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int, activation: Activation
-) -> list[nn.Module]:
-    return [
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2),
-        nn.BatchNorm2d(out_channels),
-        make_activation(activation, out_channels),
-    ]
-
-
 def _initialise(net: FractalBrainNet) -> None:
-    """Draw all weights anew, as `config.init` says.
+    """Initialise all weights by `config.init`.
 
     `reference`: convolutions He normal, fan-out; Linear truncated normal, std 0.02. `fan_in`: He normal with fan-in
-    for the gates, the bands and every Linear; with fan-out half of the gates' sigmoids start saturated, and with 0.02
-    the logits start at 5e-4. Norms 1 and 0, biases 0 in both; attention's input projection keeps torch's Xavier.
+    for the gates, the bands and every Linear; with fan-out half of the gates' sigmoids start saturated, and with std
+    0.02 the logits start at 5e-4. In both, norms are 1 and 0, biases 0; attention's input projection stays Xavier.
     """
     fan_in = net.config.init == "fan_in"
     for name, module in net.named_modules():
@@ -340,24 +284,3 @@ def _initialise(net: FractalBrainNet) -> None:
         else:
             continue
         nn.init.zeros_(module.bias)
-
-
-def _entropy(map_B1HW: Tensor) -> float:
-    """Mean over the batch of the entropy of the softmax over positions, in nats."""
-    log_p_BN = F.log_softmax(map_B1HW.double().flatten(1), dim=1)
-    return -(log_p_BN.exp() * log_p_BN).sum(dim=1).mean().item()
-
-
-def _correlation(above_B1HW: Tensor, below_B1HW: Tensor) -> float:
-    """Mean over the batch of the Pearson correlation of a map with the next one, resized to it."""
-    resized_B1HW = F.interpolate(below_B1HW, size=above_B1HW.shape[-2:], mode="bilinear", align_corners=False)
-    return (_standardise(above_B1HW) * _standardise(resized_B1HW)).sum(dim=1).mean().item()
-
-
-def _standardise(map_B1HW: Tensor) -> Tensor:
-    """Each map centred and of norm 1, [B, N]; 0 where it is constant up to float32 rounding."""
-    values_BN = map_B1HW.double().flatten(1)
-    centred_BN = values_BN - values_BN.mean(dim=1, keepdim=True)
-    norm_B1 = centred_BN.norm(dim=1, keepdim=True)
-    is_constant_B1 = norm_B1 <= 1e-6 * values_BN.norm(dim=1, keepdim=True)
-    return torch.where(is_constant_B1, 0, centred_BN / norm_B1)

@@ -1,12 +1,13 @@
-"""The five fractals of the source documents, drawn as masks in [0, 1].
+"""The five fractals of the source documents, drawn as masks in [0, 1] with numpy.
 
-Numpy only: this file must not know torch or the network. Rows are y (top to bottom), columns are x, and the edge
-samples of a grid lie on the edges of its window. Each fractal is stretched to fill a grid that is not square.
+Rows are y (top to bottom), columns are x, and the first and last samples of a grid lie on the edges of its window. On a
+grid that is not square a fractal is stretched.
 
 Source: section 1 of the project's documents (their reference draws Mandelbrot, Julia and six rows of Sierpinski, with
 x along the rows; Cantor and the dragon are ours). Suffixes: H height, W width, N points still bounded.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -18,16 +19,16 @@ from fbsearch.errors import ConfigError
 
 Mask: TypeAlias = NDArray[np.float32]
 
-# The limit of the Heighway dragon with ends one apart is 3/2 long and 1 high.
+# Bounding box of the Heighway dragon's limit whose ends are 1 apart.
 DRAGON_LENGTH, DRAGON_HEIGHT = 1.5, 1.0
 
 
 def generate_pattern(pattern: FractalPatternType | str, height: int, width: int) -> Mask:
     """Return the mask of a fractal, float32 [height, width] in [0, 1], with its default constants.
 
-    Drawn once for each (pattern, height, width) and shared from then on, therefore read-only. Any size >= 1 works;
-    below about 8 x 8 little is left of any fractal.
-    Raises ConfigError for an unknown pattern or a size that is not a positive integer.
+    The array is cached for each (pattern, height, width), and read-only because callers share it. Any size >= 1 works;
+    below about 8 x 8 a fractal is hardly recognisable.
+    Raise ConfigError for an unknown pattern or a size that is not a positive integer.
     """
     allowed = [known.value for known in FractalPatternType]
     if pattern not in allowed:
@@ -38,33 +39,30 @@ def generate_pattern(pattern: FractalPatternType | str, height: int, width: int)
 
 @lru_cache(maxsize=32)
 def _draw(pattern: FractalPatternType, height: int, width: int) -> Mask:
-    match pattern:
-        case FractalPatternType.MANDELBROT:
-            mask_HW = FractalPatternGenerator.mandelbrot_connectivity(width, height)
-        case FractalPatternType.JULIA:
-            mask_HW = FractalPatternGenerator.julia_connectivity(width, height)
-        case FractalPatternType.SIERPINSKI:
-            mask_HW = _sierpinski(height, width, _digits(min(height, width), base=2))
-        case FractalPatternType.CANTOR:
-            mask_HW = FractalPatternGenerator.cantor_connectivity(width, height)
-        case FractalPatternType.DRAGON_CURVE:
-            mask_HW = FractalPatternGenerator.dragon_curve_connectivity(width, height)
+    draw: dict[FractalPatternType, Callable[[int, int], Mask]] = {
+        FractalPatternType.MANDELBROT: FractalPatternGenerator.mandelbrot_connectivity,
+        FractalPatternType.JULIA: FractalPatternGenerator.julia_connectivity,
+        FractalPatternType.SIERPINSKI: _sierpinski,
+        FractalPatternType.CANTOR: FractalPatternGenerator.cantor_connectivity,
+        FractalPatternType.DRAGON_CURVE: FractalPatternGenerator.dragon_curve_connectivity,
+    }
+    mask_HW = draw[pattern](width, height)
     mask_HW.setflags(write=False)
     return mask_HW
 
 
 class FractalPatternGenerator:
-    """The documents' generator. Every method returns a new float32 array [height, width] in [0, 1], uncached.
+    """The generator of the source documents. Every method returns a new float32 array [height, width] in [0, 1].
 
-    Sizes and iteration counts must be positive integers, otherwise ConfigError is raised.
+    All raise ConfigError for sizes and iteration counts that are not positive integers.
     """
 
     @staticmethod
     def mandelbrot_connectivity(width: int, height: int, max_iter: int = 100) -> Mask:
         """Return the Mandelbrot set over x in [-2.5, 1.5], y in [-1.5, 1.5], exactly symmetric about y = 0.
 
-        The value is the share of the iterates z0 = 0, z1 = c, ... of z <- z^2 + c, `max_iter` of them, that have
-        abs(z) <= 2; points that stay bounded have 1.
+        The value is the share of the first `max_iter` iterates z0 = 0, z1 = c, ... of z <- z^2 + c with abs(z) <= 2;
+        points that stay bounded have 1.
         """
         _check_positive(width=width, height=height, max_iter=max_iter)
         upper_HW = _plane(height, width, x_span=(-2.5, 1.5), y_span=(-1.5, 1.5))[: (height + 1) // 2]
@@ -77,8 +75,7 @@ class FractalPatternGenerator:
     ) -> Mask:
         """Return the Julia set of c over x, y in [-2, 2], exactly symmetric under z -> -z.
 
-        The value is the share of the iterates z0 = point, z1, ... of z <- z^2 + c, `max_iter` of them, that have
-        abs(z) <= 2.
+        The value is the share of the first `max_iter` iterates z0 = point, z1, ... of z <- z^2 + c with abs(z) <= 2.
         """
         _check_positive(width=width, height=height, max_iter=max_iter)
         upper_HW = _plane(height, width, x_span=(-2, 2), y_span=(-2, 2))[: (height + 1) // 2]
@@ -90,32 +87,28 @@ class FractalPatternGenerator:
     def sierpinski_connectivity(size: int, iterations: int | None = None) -> Mask:
         """Return the Sierpinski gasket, [size, size], 1 on the gasket: Pascal's triangle mod 2, its apex top left.
 
-        `iterations` is the number of subdivisions; None, or more than the grid resolves (log2 of its size), draws
-        what the grid resolves. At a power of two, mask[n, k] is the binomial coefficient "n choose k" mod 2.
+        `iterations` is the number of subdivisions, at most log2 of the size (also for None), which is the limit of the
+        grid. At a power of two, mask[n, k] is the binomial coefficient "n choose k" mod 2.
         """
-        _check_positive(size=size)
-        depth = _digits(size, base=2)
-        if iterations is not None:
-            _check_positive(iterations=iterations)
-            depth = min(depth, iterations)
-        return _sierpinski(size, size, depth)
+        _check_positive(size=size, iterations=1 if iterations is None else iterations)
+        return _sierpinski(size, size, iterations)
 
     @staticmethod
     def cantor_connectivity(width: int, height: int) -> Mask:
         """Return 2-D Cantor dust, 1 on the dust: the middle-third set in x times the middle-third set in y.
 
-        Along each axis the set is as deep as the resolution shows: one more removal of middle thirds at 3, 9, 27,
-        ... pixels. A pixel belongs to the interval in which its centre lies.
+        The number of removals of middle thirds follows the resolution: one more at 3, 9, 27, ... pixels. A pixel
+        belongs to the interval that contains its centre.
         """
         _check_positive(width=width, height=height)
         return np.outer(_middle_third(height), _middle_third(width)).astype(np.float32)
 
     @staticmethod
     def dragon_curve_connectivity(width: int, height: int) -> Mask:
-        """Return the Heighway dragon, 1 on every pixel that holds a vertex of it, its bounding box filling the grid.
+        """Return the Heighway dragon, 1 on every pixel that contains one of its vertices; its box fills the grid.
 
-        The order is the first even one whose segments are no longer than a pixel, so that the mask is 4-connected
-        and close to the curve's limit, which has an area (a third of its box) and a fractal boundary.
+        The order is the smallest even one whose segments are no longer than a pixel, so the mask is 4-connected and
+        close to the curve's limit, which has an area (a third of its box) and a fractal boundary.
         """
         _check_positive(width=width, height=height)
         cells = max(width / DRAGON_LENGTH, height / DRAGON_HEIGHT)
@@ -134,18 +127,18 @@ def _check_positive(**sizes: int) -> None:
 def _plane(
     height: int, width: int, *, x_span: tuple[float, float], y_span: tuple[float, float]
 ) -> NDArray[np.complex128]:
-    """The points x + iy of a grid, [height, width]."""
+    """Return the points x + iy of a grid, [height, width]."""
     return _axis(width, *x_span)[None, :] + 1j * _axis(height, *y_span)[:, None]
 
 
 def _axis(size: int, low: float, high: float) -> NDArray[np.float64]:
-    """Evenly spaced points from low to high, exactly symmetric about their centre, which alone is taken at size 1."""
+    """Return evenly spaced points from low to high, exactly symmetric about their centre; at size 1 the centre."""
     steps = np.arange(size, dtype=np.float64) - (size - 1) / 2
     return (low + high) / 2 + steps * ((high - low) / max(size - 1, 1))
 
 
 def _bounded_share(z_HW: NDArray[np.complex128], c_HW: NDArray[np.complex128], *, max_iter: int) -> Mask:
-    """The share of `max_iter` iterates of z <- z^2 + c with abs(z) <= 2; escaped points are not followed further."""
+    """Return the share of `max_iter` iterates of z <- z^2 + c with abs(z) <= 2; none has it after escaping."""
     counts = np.zeros(z_HW.size, np.float32)
     alive_N, z_N, c_N = np.arange(z_HW.size), z_HW.ravel(), c_HW.ravel()
     for _ in range(max_iter):
@@ -157,7 +150,7 @@ def _bounded_share(z_HW: NDArray[np.complex128], c_HW: NDArray[np.complex128], *
 
 
 def _digits(size: int, *, base: int) -> int:
-    """The largest depth with base^depth <= size."""
+    """Return the largest depth with base^depth <= size."""
     depth = 0
     while base ** (depth + 1) <= size:
         depth += 1
@@ -165,19 +158,21 @@ def _digits(size: int, *, base: int) -> int:
 
 
 def _cells(size: int, num_cells: int) -> NDArray[np.int64]:
-    """For each of `size` pixels, in which of `num_cells` equal cells its centre lies."""
+    """Return, for each of `size` pixels, the index of the cell (of `num_cells` equal ones) that holds its centre."""
     return (2 * np.arange(size) + 1) * num_cells // (2 * size)
 
 
-def _sierpinski(height: int, width: int, depth: int) -> Mask:
-    """Rows 0 ... 2^depth - 1 of Pascal's triangle mod 2; by Lucas' theorem odd where k has no bit that n lacks."""
+def _sierpinski(width: int, height: int, iterations: int | None = None) -> Mask:
+    """Return 2^depth rows of Pascal's triangle mod 2: by Lucas' theorem odd where k has no bit that n lacks."""
+    resolved = _digits(min(height, width), base=2)
+    depth = resolved if iterations is None else min(resolved, iterations)
     n_H, k_W = _cells(height, 2**depth), _cells(width, 2**depth)
     odd_HW: NDArray[np.bool_] = (k_W[None, :] & ~n_H[:, None]) == 0
     return odd_HW.astype(np.float32)
 
 
 def _middle_third(size: int) -> NDArray[np.bool_]:
-    """The middle-third Cantor set of `size` pixels: the cells whose number has no digit 1 in base 3."""
+    """Return the middle-third Cantor set of `size` pixels: the cells whose number has no digit 1 in base 3."""
     depth = _digits(size, base=3)
     cells = _cells(size, 3**depth)
     kept = np.ones(size, np.bool_)
@@ -187,7 +182,7 @@ def _middle_third(size: int) -> NDArray[np.bool_]:
 
 
 def _dragon_vertices(order: int) -> NDArray[np.complex128]:
-    """The 2^order + 1 vertices of the Heighway dragon on the integer lattice, `order` even, from 0 to 2^(order/2).
+    """Return the 2^order + 1 lattice vertices of the Heighway dragon from 0 to 2^(order/2); `order` is even.
 
     Each unfolding appends the curve so far, reversed and turned by a right angle about its end.
     """
@@ -200,7 +195,7 @@ def _dragon_vertices(order: int) -> NDArray[np.complex128]:
 
 
 def _to_pixels(positions: NDArray[np.float64], size: int) -> NDArray[np.int64]:
-    """Scale lattice positions so that they span all `size` pixels."""
+    """Scale lattice positions to pixel indices from 0 to size - 1."""
     offsets = positions - positions.min()
     pixels: NDArray[np.float64] = np.rint(offsets * ((size - 1) / max(offsets.max(), 1)))
     return pixels.astype(np.int64)

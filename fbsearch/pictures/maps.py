@@ -23,7 +23,8 @@ from fbsearch.network.patterns import generate_pattern
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fbsearch.network.model import FractalBrainNet, PatternAnalysis
+    from fbsearch.network.analysis import PatternAnalysis
+    from fbsearch.network.model import FractalBrainNet
 
 GAP_PIXELS = 12
 LABEL_PIXELS = 28

@@ -16,7 +16,8 @@ from fbsearch.config.models import TrialConfig
 from fbsearch.data.dataset import Dataset, evenly_spaced_rows, load_dataset
 from fbsearch.errors import ConfigError
 from fbsearch.files import file_name
-from fbsearch.network.model import FractalBrainNet, PatternAnalysis
+from fbsearch.network.analysis import PatternAnalysis
+from fbsearch.network.model import FractalBrainNet
 from fbsearch.pictures.dimensions import compare_dimensions, plot_dimensions
 from fbsearch.pictures.maps import Samples, draw_attention, draw_masks
 from fbsearch.training.devices import choose_device

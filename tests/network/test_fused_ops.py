@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fbsearch.config.models import Activation, FractalPatternType, ModelConfig
+from fbsearch.network import fused_ops
 from fbsearch.network.activations import make_activation
 from fbsearch.network.blocks import (
     FOLD_POSITIONS_PER_CHANNEL,
@@ -23,7 +24,7 @@ from fbsearch.network.blocks import (
     FractalMask,
     FractalNeuralBlock,
 )
-from fbsearch.network.fused_ops import fold_convolutions, merge_convolutions, normalised, pointwise
+from fbsearch.network.fused_ops import fold_convolutions, merge_convolutions, pointwise, recomputed_norm
 from fbsearch.network.model import SIZES, FractalBrainNet
 from fbsearch.network.patterns import generate_pattern
 
@@ -39,7 +40,7 @@ def seed():
 def recompute_small_maps_too():
     """So that the comparisons of small nets go the way of large ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fbsearch.network.fused_ops.KEPT_BYTES", 0)
+        patch.setattr(fused_ops, "MIN_RECOMPUTED_BYTES", 0)
         yield
 
 
@@ -258,8 +259,8 @@ def test_training_step_holds_at_most_7_tenths_of_the_plain_forms_memory():
 
 
 def test_normalised_small_output_is_kept(monkeypatch):
-    monkeypatch.setattr("fbsearch.network.fused_ops.KEPT_BYTES", 2**19)
-    with normalised(nn.BatchNorm2d(4), torch.randn(2, 4, 5, 5, requires_grad=True)) as y_BCHW:
+    monkeypatch.setattr(fused_ops, "MIN_RECOMPUTED_BYTES", 2**19)
+    with recomputed_norm(nn.BatchNorm2d(4), torch.randn(2, 4, 5, 5, requires_grad=True)) as y_BCHW:
         out_BCHW = y_BCHW.square()
     assert out_BCHW.grad_fn._saved_self.data_ptr() == y_BCHW.data_ptr()
 
@@ -271,7 +272,7 @@ def test_normalised_output_is_let_go_and_computed_again(activation):
     torch.manual_seed(1)
     (expected_BCHW,) = torch.autograd.grad(module(copy.deepcopy(norm)(x_BCHW)).square().sum(), x_BCHW)
     torch.manual_seed(1)
-    with normalised(norm, x_BCHW) as y_BCHW:
+    with recomputed_norm(norm, x_BCHW) as y_BCHW:
         out_BCHW = module(y_BCHW)
     storage = weakref.ref(y_BCHW.untyped_storage())
     del y_BCHW
