@@ -1,7 +1,6 @@
 """One network ready to be measured: a training step, an inference, their FLOPs and memory, on random images.
 
-The step is the trainer's: autocast, cross-entropy, backward, AdamW; on request as a CUDA graph. Must not know what it
-is compared with.
+The step is the trainer's (`training.step.train_batch`) with AdamW; on request as a CUDA graph.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -11,7 +10,6 @@ import time
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +17,7 @@ from fbsearch.bench.networks import NUM_CLASSES, Net
 from fbsearch.config.models import TrainConfig
 from fbsearch.training.cuda_graph import capture
 from fbsearch.training.optimizers import make_optimizer
+from fbsearch.training.step import autocast_forward, train_batch
 
 
 class Subject:
@@ -70,12 +69,9 @@ class Subject:
     def _launch(self, phase: str) -> None:
         if phase == "inference":
             with torch.inference_mode():
-                self._logits()
-            return
-        loss = F.cross_entropy(self._logits().float(), self.labels_B)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+                autocast_forward(self.model, self.x_BCHW, dtype=self.dtype)
+        else:
+            train_batch(self.model, self.optimizer, self.x_BCHW, self.labels_B, dtype=self.dtype)
 
     def count_flops(self, phase: str) -> float:
         """FLOPs of a step for each image, as torch's counter sees them: matrix products and convolutions."""
@@ -96,11 +92,6 @@ class Subject:
         held = sum(int(tensor.numel() * tensor.element_size()) for tensor in tensors)
         above = self._peak_on_cuda() if self.x_BCHW.is_cuda else self._peak_on_cpu()
         return (held + above) / 2**20
-
-    def _logits(self) -> torch.Tensor:
-        with torch.autocast(self.x_BCHW.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits_BK: torch.Tensor = self.model(self.x_BCHW)
-        return logits_BK
 
     def _two_steps(self) -> None:
         # The second begins as every later one does, with the gradients of the one before.

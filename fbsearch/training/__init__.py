@@ -1,1 +1,1 @@
-"""One training run: its steps, its device, what it needs. Must not import optuna."""
+"""One training run: its loop and steps, its device, the memory it needs. Must not import optuna."""

@@ -1,4 +1,4 @@
-"""Work on a GPU recorded once as a CUDA graph, and what a rehearsal changes put back. Knows torch and nothing else."""
+"""Capture of GPU work as a CUDA graph, and restoring what the rehearsal of a capture has changed."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -8,25 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-# Before a capture the same work runs this often on a side stream: libraries set themselves up, buffers are made.
+# Runs of the work before its capture, on a side stream: libraries initialise themselves, buffers are allocated.
 NUM_WARM_UPS = 3
 
 
 class CaptureError(Exception):
-    """Work could not be captured as a CUDA graph; nothing but the attempt is lost."""
+    """CUDA cannot capture the work as a graph."""
 
 
 def capture(
-    work: Callable[[], None],
-    *,
-    device: torch.device,
-    pool: Any = None,
-    between: Callable[[], None] = lambda: None,
+    work: Callable[[], None], *, device: torch.device, pool: Any = None, between: Callable[[], None] = lambda: None
 ) -> torch.cuda.CUDAGraph:
-    """Run `work` NUM_WARM_UPS times on a side stream, then `between`, then capture it there.
+    """Run `work` NUM_WARM_UPS times on a side stream, then `between`, then capture `work` there.
 
-    Memory that the graph needs stays its own until `reset`. CaptureError where CUDA refuses; being out of memory is
-    raised as it is, since without the graph there would hardly be more.
+    The graph keeps its memory until its `reset` is called. Raise CaptureError where CUDA refuses the capture, and
+    torch.OutOfMemoryError as it is, since there would hardly be enough memory without the graph either.
     """
     with torch.cuda.device(device):
         stream = _side_stream(torch.cuda.current_device())
@@ -42,7 +38,7 @@ def capture(
                 work()
         except RuntimeError as error:
             graph.reset()
-            for one in (error, error.__context__):  # what ends a broken capture hides what broke it
+            for one in (error, error.__context__):  # the error at the end of a capture hides the error that broke it
                 if isinstance(one, torch.OutOfMemoryError):
                     raise one from None
             reason = str(error.__context__ or error).strip().partition("\n")[0]
@@ -52,47 +48,33 @@ def capture(
 
 @functools.cache
 def _side_stream(_device_index: int) -> torch.cuda.Stream:
-    """One for all captures on a device: for every stream cuBLAS keeps a workspace (32 MiB on Hopper) for ever."""
+    """Return the one stream for all captures on a device: cuBLAS keeps a workspace (32 MiB on Hopper) per stream."""
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def untouched(
+def restore_afterwards(
     model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, also: list[torch.Tensor]
 ) -> Iterator[None]:
-    """Put weights, buffers, the optimiser's state, the device's random state and `also` back at the end.
+    """Restore weights, buffers, the optimiser's state, the random state and the tensors `also` on leaving.
 
-    State that the optimiser only makes within is set to zero, as which it begins.
+    Optimiser state that is created within the context is set to zero, its initial value.
     """
     tensors = [*model.parameters(), *model.buffers(), *_state_tensors(optimizer), *also]
     saved = [tensor.detach().clone() for tensor in tensors]
-    random = random_state(device)
-    try:
-        yield
-    finally:
-        known = set(map(id, tensors))
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)
-            for tensor in _state_tensors(optimizer):
-                if id(tensor) not in known:
-                    tensor.zero_()
-        set_random_state(random, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            known = set(map(id, tensors))
+            with torch.no_grad():
+                for tensor, value in zip(tensors, saved, strict=True):
+                    tensor.copy_(value)
+                for tensor in _state_tensors(optimizer):
+                    if id(tensor) not in known:
+                        tensor.zero_()
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     values = [value for state in optimizer.state.values() for value in state.values()]
     return [value for value in values if isinstance(value, torch.Tensor)]
-
-
-def random_state(device: torch.device) -> torch.Tensor:
-    """The state of a device's own generator, from which dropout and drop-path are drawn."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_random_state(state: torch.Tensor, device: torch.device) -> None:
-    """The other way round."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

@@ -1,4 +1,4 @@
-"""Devices and their number formats: which device, which dtype, how much memory is used, what running out looks like."""
+"""Choice of device and dtype, the memory in use, and recognising out-of-memory errors."""
 
 import psutil
 import torch
@@ -8,7 +8,7 @@ from fbsearch.errors import DeviceError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu`, `cuda` or `cuda:N`. DeviceError says what there is."""
+    """Return the device called `auto`, `cpu`, `cuda` or `cuda:N`. Raise DeviceError if it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,7 +23,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type of matrix products and convolutions. `auto` is bfloat16 where the hardware multiplies it natively."""
+    """Return the dtype of matrix products and convolutions; `auto` is bfloat16 where the hardware multiplies it."""
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
@@ -31,12 +31,12 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def memory_mib(device: torch.device) -> float:
-    """The most memory this process has held on a CUDA device, or what it holds now of the machine's, in MiB."""
+    """Return MiB: on CUDA the peak that this process has allocated, on a CPU the process's present RSS."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is that a device or the machine had no memory left; torch's CPU allocator says it in words."""
+    """Return true if an error means that device or machine had no memory left; on the CPU only its text tells."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

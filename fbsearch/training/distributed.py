@@ -1,7 +1,6 @@
-"""Several processes that train one network together, each on its part of every batch: DistributedDataParallel.
+"""Training of one network by several processes, each on its part of every batch: DistributedDataParallel.
 
-`torchrun` starts them and says in the environment who is who; without it there is one process and nothing here does
-anything. Must not know epochs, files or trials.
+`torchrun` starts the processes and describes them in the environment; without it, a team has one process.
 """
 
 import gc
@@ -20,21 +19,21 @@ from fbsearch.errors import ConfigError, DeviceError
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of one training; `rank` counts from 0, and rank 0 alone writes and speaks."""
+    """The processes of one training run, seen from the process of number `rank`, counted from 0."""
 
     rank: int = 0
     num_processes: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """True in rank 0, the one process that writes files and prints."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """What to call instead of `model`, so that gradients are averaged; weights and buffers become rank 0's.
+        """Return a module that computes `model` and averages gradients; weights and buffers become rank 0's.
 
         On CUDA every BatchNorm of `model` is replaced by one over the whole batch. On a CPU torch has none: there each
-        process normalises by its own part, and rank 0's running statistics count.
+        process normalises by its own part, and the running statistics of rank 0 are kept.
         """
         if self.num_processes == 1:
             return model
@@ -44,7 +43,7 @@ class Team:
         return DistributedDataParallel(model)
 
     def check(self, *, batch_size: int, num_images: int) -> None:
-        """ConfigError where some process would get nothing of a batch: a rest may be little more than half of one."""
+        """Raise ConfigError if a process might get no image; the last batch may be little more than half of one."""
         if self.num_processes > min(batch_size // 2, num_images):
             raise ConfigError(
                 f"train.batch_size {batch_size} and {num_images} training images: too few for {self.num_processes} "
@@ -52,15 +51,15 @@ class Team:
             )
 
     def part(self, tensor_B: torch.Tensor) -> torch.Tensor:
-        """This process's part of a batch, along its first dimension; parts differ by one at most, and may be empty."""
+        """Return this process's part of a batch, along dimension 0; sizes differ by one at most and may be 0."""
         return tensor_B.tensor_split(self.num_processes)[self.rank]
 
-    def share(self, num_own: int, num_all: int) -> float:
-        """What the mean loss of a part is multiplied by, so that the averaged gradient is that of the whole batch."""
+    def loss_scale(self, num_own: int, num_all: int) -> float:
+        """Return the factor for the mean loss of a part that makes the averaged gradient that of the whole batch."""
         return 1.0 if self.num_processes == 1 else num_own * self.num_processes / num_all
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes; every one must ask."""
+        """Return the sum over all processes; each of them must call this."""
         if self.num_processes == 1:
             return value
         value = value.clone()
@@ -68,21 +67,21 @@ class Team:
         return value
 
     def seed_epoch(self, seed: int, epoch: int) -> None:
-        """Give each process random numbers of its own, known from seed, epoch and rank alone.
+        """Seed torch's generator from seed, epoch and rank, if there are several processes.
 
-        So a run goes on after an epoch with the numbers it would have had, from a state that only rank 0 wrote.
+        A resumed run thus draws the numbers of an unbroken one, although only rank 0 saved its state.
         """
         if self.num_processes > 1:
             torch.manual_seed(((seed << 32) + (epoch << 16) + self.rank) % 2**63)
 
 
 def is_launched() -> bool:
-    """Whether torchrun (or what sets the same environment) has started this process as one of several."""
+    """Return true if the environment, as set by torchrun, names more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def own_device(device: str) -> str:
-    """The device of this process: with `auto` or `cuda` each takes a GPU of its machine, where there are any."""
+    """Return the name of this process's device: for `auto` and `cuda` one GPU each, where the machine has any."""
     if not is_launched() or device == "cpu" or not torch.cuda.is_available():
         return device
     if device not in ("auto", "cuda"):
@@ -90,14 +89,14 @@ def own_device(device: str) -> str:
     index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if index >= count:
         raise DeviceError(
-            f"--nproc-per-node: there are {count} CUDA devices here; start at most so many, or --device cpu"
+            f"--nproc-per-node: there are {count} CUDA devices here; start at most {count} processes, or --device cpu"
         )
     return f"cuda:{index}"
 
 
 @contextmanager
 def join(device: str) -> Iterator[Team]:
-    """Meet the other processes; all are of one kind of device. Without torchrun, a team of one."""
+    """Join torchrun's process group for the context; without torchrun, yield a team of one."""
     if not is_launched():
         yield Team()
         return
@@ -109,7 +108,7 @@ def join(device: str) -> Iterator[Team]:
     torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
     try:
         yield Team(torch.distributed.get_rank(), torch.distributed.get_world_size())
-        torch.distributed.barrier()  # whoever leaves first would break what another still waits for
+        torch.distributed.barrier()  # no process may leave while another still waits for it
     finally:
-        gc.collect()  # a wrapped model that is left over would end the group's threads only with the process
+        gc.collect()  # a wrapped model that is still alive would keep the group's threads until the process ends
         torch.distributed.destroy_process_group()

@@ -1,6 +1,6 @@
-"""One training run, as a generator that yields after every epoch: search, retraining and benchmarks all run this one.
+"""One training run as a generator that yields after every epoch, for search, retraining and benchmarks alike.
 
-Knows nothing of trials, studies or processes. Stopping is closing the generator.
+Closing the generator stops the run.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -9,7 +9,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -20,22 +19,22 @@ from fbsearch.data.augment import augment
 from fbsearch.data.dataset import VALIDATION_BATCH, Dataset, Split, batches, count_batches
 from fbsearch.errors import TrialError
 from fbsearch.messages import EpochStats, Execution
-from fbsearch.training.cuda_graph import CaptureError, random_state, set_random_state
+from fbsearch.training.cuda_graph import CaptureError
 from fbsearch.training.devices import choose_dtype, memory_mib
 from fbsearch.training.distributed import Team
 from fbsearch.training.optimizers import make_optimizer, make_scheduler
-from fbsearch.training.step import GraphEvaluation, GraphStep, Totals, TrainStep, add_evaluation, why_eager
+from fbsearch.training.step import GraphEvaluation, GraphStep, Totals, TrainStep, add_evaluation, reason_for_eager
 
-# Steps between two looks at the loss: a look makes a GPU wait, a loss that is not finite stays so.
+# Steps between two checks that the loss is finite: a check waits for the GPU, and a loss that is not finite stays so.
 STEPS_BETWEEN_CHECKS = 16
 
 
 class _Stopped(Exception):
-    """The training steps were left because `stop_requested` said so."""
+    """`stop_requested` returned true."""
 
 
 class TrainState(TypedDict):
-    """All that a run needs to go on after an epoch; tensors and plain values, so that `weights_only` reads it back."""
+    """The state from which a run resumes after an epoch: tensors and plain values, readable with `weights_only`."""
 
     epoch: int
     model: dict[str, torch.Tensor]
@@ -65,22 +64,22 @@ def train(
     `model` maps [B, C, H, W] to [B, K] logits and lies on the data's device; it is trained in place, and with
     `keep_best` holds the best epoch's weights when the generator ends. Batches, augmentation, dropout and drop-path
     are drawn from `config.seed`: same seed, same device, same numbers. An empty validation split is allowed without
-    `keep_best` and `early_stopping`; its loss and accuracy are not a number.
+    `keep_best` and `early_stopping`; its loss and accuracy are NaN.
 
     Args:
-        stop_requested: Asked before every step; once it is true the generator ends, in the middle of an epoch.
-        resume_from: Go on after this state's epoch. On the same device every number that follows is the one that the
-            run would have given without the break.
-        save_state: Gets every epoch with the state after it, before the epoch is yielded. The state's tensors are the
-            live ones: write or copy them before returning.
-        on_execution: On a GPU gets, before the first epoch is yielded, how the steps are computed.
-        team: The processes that train this model together: each calls this with the same arguments, takes its part of
-            every batch, and gets the same epochs. `batch_size` is of all of them together. Batches and augmentation
-            are those of one process; dropout and drop-path each process draws for itself.
+        stop_requested: Called before every step; when it returns true the generator ends, even within an epoch.
+        resume_from: Go on after this state's epoch. On the same device all later numbers equal those of an unbroken
+            run.
+        save_state: Called with every epoch and the state after it, before the epoch is yielded. The state's tensors
+            are the live ones: write or copy them before returning.
+        on_execution: On a GPU, called before the first epoch is yielded with how the steps are computed.
+        team: The processes that train this model together. Each calls this with the same arguments, takes its part of
+            every batch, and gets the same epochs. `batch_size` counts the images of all processes. Batches and
+            augmentation are those of a single process; each process draws its own dropout and drop-path.
 
-    Raises TrialError (`non_finite_loss`) as soon as the loss is seen not to be finite.
+    Raise TrialError (`non_finite_loss`) as soon as a check finds that the loss is not finite.
     """
-    run = _Run.start(model, config, data, stop_requested, team or Team())
+    run = _Run(model, config, data, stop_requested=stop_requested, team=team or Team())
     if resume_from is not None:
         run.restore(resume_from)
     first = run.epoch + 1
@@ -102,66 +101,52 @@ def train(
 
 
 def final_accuracy(history: list[EpochStats], config: TrainConfig) -> float:
-    """The validation accuracy of the weights that a run of these epochs has kept."""
+    """Return the validation accuracy of the weights that a run with these epochs has kept."""
     if config.keep_best:
         return max(stats.val_accuracy for stats in history)
     return history[-1].val_accuracy
 
 
-@dataclass
 class _Run:
-    """What one training run needs from step to step."""
+    """The objects and counters of one training run."""
 
-    model: nn.Module
-    config: TrialConfig
-    data: Dataset
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    generator: torch.Generator
-    step: TrainStep
-    stop_requested: Callable[[], bool]
-    team: Team
-    evaluation: GraphEvaluation | None = None
-    epoch: int = 0
-    best_epoch: int = 0
-    best_accuracy: float = -1.0
-    best_weights: dict[str, torch.Tensor] | None = None
-
-    @classmethod
-    def start(
-        cls, model: nn.Module, config: TrialConfig, data: Dataset, stop_requested: Callable[[], bool], team: Team
-    ) -> "_Run":
+    def __init__(
+        self, model: nn.Module, config: TrialConfig, data: Dataset, *, stop_requested: Callable[[], bool], team: Team
+    ) -> None:
         needs_validation = config.train.keep_best or config.train.early_stopping
         assert len(data.val.labels_N) or not needs_validation, "the best epoch is found on the validation split"
-        device = data.train.images_NCHW.device
+        self.model, self.config, self.data = model, config, data
+        self.stop_requested, self.team = stop_requested, team
+        self.device = data.train.images_NCHW.device
+        self.epoch = self.best_epoch = 0
+        self.best_accuracy = -1.0
+        self.best_weights: dict[str, torch.Tensor] | None = None
+        self.evaluation: GraphEvaluation | None = None
         torch.manual_seed(config.seed)
+        self.generator = torch.Generator(device=self.device).manual_seed(config.seed)
         model.to(memory_format=torch.channels_last)
-        forward = team.wrap(model)
-        optimizer = make_optimizer(model, config.train)
-        team.check(batch_size=config.train.batch_size, num_images=len(data.train.labels_N))
-        num_steps = count_batches(len(data.train.labels_N), batch_size=config.train.batch_size)
-        scheduler = make_scheduler(optimizer, config.train, steps_per_epoch=num_steps)
-        generator = torch.Generator(device=device).manual_seed(config.seed)
-        reason = why_eager(device, config.train, num_processes=team.num_processes)
-        step = (GraphStep if reason is None else TrainStep)(
+        self.step = self._make_step(team.wrap(model))
+        self.optimizer, self.scheduler = self.step.optimizer, self.step.scheduler
+
+    def _make_step(self, model: nn.Module) -> TrainStep:
+        train, num_images = self.config.train, len(self.data.train.labels_N)
+        self.team.check(batch_size=train.batch_size, num_images=num_images)
+        optimizer = make_optimizer(model, train)
+        num_steps = count_batches(num_images, batch_size=train.batch_size)
+        reason = reason_for_eager(self.device, train, num_processes=self.team.num_processes)
+        return (GraphStep if reason is None else TrainStep)(
             model=model,
-            config=config.train,
+            config=train,
             optimizer=optimizer,
-            scheduler=scheduler,
-            normalise=data.normalise,
-            device=device,
-            dtype=choose_dtype(config.train.precision, device),
-            forward=forward,
+            scheduler=make_scheduler(optimizer, train, steps_per_epoch=num_steps),
+            normalise=self.data.normalise,
+            device=self.device,
+            dtype=choose_dtype(train.precision, self.device),
             execution=Execution("graph") if reason is None else Execution("eager", reason),
         )
-        return cls(model, config, data, optimizer, scheduler, generator, step, stop_requested, team)
-
-    @property
-    def device(self) -> torch.device:
-        return self.step.device
 
     def close(self) -> None:
-        """Give back what only a run needs of a device."""
+        """Free the device memory that only the run needs."""
         if self.evaluation is not None:
             self.evaluation.close()
             self.evaluation = None
@@ -175,7 +160,7 @@ class _Run:
             scheduler=self.scheduler.state_dict(),
             generator=self.generator.get_state(),
             cpu_random=torch.get_rng_state(),
-            cuda_random=random_state(self.device) if self.device.type == "cuda" else None,
+            cuda_random=torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             best_epoch=self.best_epoch,
             best_accuracy=self.best_accuracy,
             best_weights=self.best_weights,
@@ -188,7 +173,7 @@ class _Run:
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["cpu_random"])
         if state["cuda_random"] is not None:
-            set_random_state(state["cuda_random"], self.device)
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_accuracy, self.best_weights = state["best_accuracy"], state["best_weights"]
 
@@ -197,40 +182,33 @@ class _Run:
         return self.epoch >= self.config.train.epochs or bool(patience and self.epoch - self.best_epoch >= patience)
 
     def next_epoch(self) -> EpochStats:
-        stats = self._train_and_validate(self.epoch + 1)
-        self.epoch = stats.epoch
-        if stats.val_accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = stats.val_accuracy, stats.epoch
-            if self.config.train.keep_best:
-                self.best_weights = copy.deepcopy(self.model.state_dict())
-        return stats
-
-    def _train_and_validate(self, epoch: int) -> EpochStats:
         started = time.perf_counter()
-        train_loss, train_accuracy, num_images = self._steps()
-        stepped = time.perf_counter()
-        val_loss = val_accuracy = math.nan
-        if len(self.data.val.labels_N):
-            val_loss, val_accuracy = self._validate()
-            if not math.isfinite(val_loss):
-                raise _not_finite("validation")
+        train_loss, train_accuracy, num_images = self._train()
+        trained = time.perf_counter()
+        val_loss, val_accuracy = self._validate() if len(self.data.val.labels_N) else (math.nan, math.nan)
         ended = time.perf_counter()
-        return EpochStats(
-            epoch=epoch,
+        self.epoch += 1
+        stats = EpochStats(
+            epoch=self.epoch,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=ended - started,
-            step_seconds=stepped - started,
-            val_seconds=ended - stepped,
-            images_per_second=num_images / (stepped - started),
+            step_seconds=trained - started,
+            val_seconds=ended - trained,
+            images_per_second=num_images / (trained - started),
             memory_mib=memory_mib(self.device),
         )
+        if val_accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = val_accuracy, self.epoch
+            if self.config.train.keep_best:
+                self.best_weights = copy.deepcopy(self.model.state_dict())
+        return stats
 
-    def _steps(self) -> tuple[float, float, int]:
-        """One pass over the training images: mean loss, accuracy, number of images."""
+    def _train(self) -> tuple[float, float, int]:
+        """Train on every batch of one epoch; return mean loss, accuracy and number of images."""
         self.model.train()
         self.team.seed_epoch(self.config.seed, self.epoch)
         team, totals = self.team, self.step.totals
@@ -242,19 +220,17 @@ class _Run:
                 raise _Stopped
             images_BCHW = augment(images_BCHW, self.config.data.augment, generator=self.generator)
             own_B = team.part(labels_B)
-            self.step(team.part(images_BCHW), own_B, share=team.share(len(own_B), len(labels_B)))
+            self.step(team.part(images_BCHW), own_B, loss_scale=team.loss_scale(len(own_B), len(labels_B)))
             num_images += len(labels_B)
-            if step % STEPS_BETWEEN_CHECKS == 0 and not math.isfinite(team.sum(totals.loss).item()):
-                raise _not_finite("training")
-        total_loss = team.sum(totals.loss).item()
-        if not math.isfinite(total_loss):
-            raise _not_finite("training")
-        return total_loss / num_images, team.sum(totals.num_correct).item() / num_images, num_images
+            if step % STEPS_BETWEEN_CHECKS == 0:
+                _check_finite(team.sum(totals.loss).item(), "training")
+        loss = _check_finite(team.sum(totals.loss).item(), "training")
+        return loss / num_images, team.sum(totals.num_correct).item() / num_images, num_images
 
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation split; in a graph where the steps are in one."""
+        """Return loss and accuracy on the validation split, as a CUDA graph if the steps are one."""
         split = self.data.val
-        # With a reason, validation was tried and could not be captured.
+        # A reason means that the capture of validation has failed before.
         if isinstance(self.step, GraphStep) and self.step.execution == Execution("graph") and self.evaluation is None:
             try:
                 self.evaluation = GraphEvaluation(
@@ -268,15 +244,19 @@ class _Run:
             except CaptureError as error:
                 self.step.execution = Execution("graph", f"training steps only, of validation: {error}")
         if self.evaluation is None:
-            return evaluate(self.model, self.data, split, dtype=self.step.dtype, team=self.team)
-        return _means(self.evaluation(split.images_NCHW, split.labels_N), split)
+            loss, accuracy = evaluate(self.model, self.data, split, dtype=self.step.dtype, team=self.team)
+        else:
+            loss, accuracy = _means(self.evaluation(split.images_NCHW, split.labels_N), split)
+        return _check_finite(loss, "validation"), accuracy
 
 
-def _not_finite(phase: str) -> TrialError:
-    return TrialError(
-        f"the {phase} loss is not finite; a lower train.learning_rate or train.clip_grad_norm: 1.0 may help",
-        kind="non_finite_loss",
-    )
+def _check_finite(loss: float, phase: str) -> float:
+    if not math.isfinite(loss):
+        raise TrialError(
+            f"the {phase} loss is not finite; a lower train.learning_rate or train.clip_grad_norm: 1.0 may help",
+            kind="non_finite_loss",
+        )
+    return loss
 
 
 @torch.inference_mode()
@@ -289,9 +269,9 @@ def evaluate(
     batch_size: int = VALIDATION_BATCH,
     team: Team | None = None,
 ) -> tuple[float, float]:
-    """Mean cross-entropy (nats, no label smoothing) and accuracy of `model` on a split; puts it into eval mode.
+    """Put `model` into eval mode; return its mean cross-entropy (nats, no label smoothing) and accuracy on a split.
 
-    Each process of a `team` computes its part, and all get the whole.
+    Each process of a `team` computes its part, and all get the result of the whole split.
     """
     model.eval()
     team = team or Team()

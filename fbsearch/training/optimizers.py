@@ -1,7 +1,4 @@
-"""Optimisers and learning-rate schedules of a configuration, on a GPU in a form that a CUDA graph may replay.
-
-Must not know networks, data or training loops.
-"""
+"""Optimisers and learning-rate schedules of a configuration, on a GPU in a form that a CUDA graph can replay."""
 
 import math
 from collections.abc import Iterator
@@ -13,12 +10,12 @@ from torch import nn
 
 from fbsearch.config.models import TrainConfig
 
-# OneCycleLR's own defaults, written down because they decide results.
+# The default of OneCycleLR, written down because it decides results.
 ONE_CYCLE_WARMUP_SHARE = 0.3
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of a configuration; weights decay, biases and normalisation do not.
+    """Return the optimiser of a configuration; weights decay, biases and normalisation do not.
 
     On CUDA it never reads a tensor back to the host, so that a graph can hold its step (see `DeviceRates`).
     """
@@ -42,17 +39,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def cycles_beta(config: TrainConfig) -> bool:
-    """Whether the schedule moves Adam's first beta, the other way round than the rate.
-
-    A momentum that was chosen stays what it is.
-    """
+    """Return true if the schedule moves Adam's first beta against the learning rate; `momentum` is never moved."""
     return config.schedule == "one_cycle" and config.optimizer in ("adam", "adamw")
 
 
 def make_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainConfig, *, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate from step to step; `config.learning_rate` is its highest value."""
+    """Return the schedule of the learning rate, stepped once a batch; `config.learning_rate` is its highest value."""
     schedulers = torch.optim.lr_scheduler
     total = config.epochs * steps_per_epoch
     if config.schedule == "one_cycle":
@@ -79,24 +73,21 @@ def make_scheduler(
 
 
 class CycledAdam(torch.optim.Adam):
-    """Adam or AdamW whose rate and first beta may be tensors on the device, numbers that change from step to step.
+    """Adam or AdamW whose learning rate and first beta may be tensors on the device.
 
-    torch's fused kernel takes the betas as Python numbers, which a CUDA graph would repeat for ever, and its foreach
-    form reads a tensor beta back to the host, which a capture forbids. Computes the same up to rounding. All
-    parameters of a group are stepped together from the start, so that one count holds for all.
+    torch's fused kernel takes the betas as Python numbers, which a CUDA graph would keep for ever, and its foreach
+    form reads a tensor beta back to the host, which a capture forbids. The result is the same up to rounding. All
+    parameters of a group are stepped together from the start, so that they share one step count.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every group."""
+        """Update every parameter group once."""
         assert closure is None
         for group in self.param_groups:
-            params: list[torch.Tensor] = []
-            grads: list[torch.Tensor] = []
-            means: list[torch.Tensor] = []
-            squares: list[torch.Tensor] = []
-            counts: list[torch.Tensor] = []
-            self._init_group(group, params, grads, means, squares, [], counts)  # type: ignore[no-untyped-call]
+            lists: list[list[torch.Tensor]] = [[] for _ in range(6)]
+            self._init_group(group, *lists)  # type: ignore[no-untyped-call]
+            params, grads, means, squares, _, counts = lists
             if params:
                 _step_adam(group, params, grads, means, squares, counts)
 
@@ -127,10 +118,10 @@ def _step_adam(
 
 
 class DeviceRates:
-    """The learning rate, and Adam's first beta where it is cycled, as float32 scalars on the device.
+    """The learning rate, and the first beta of CycledAdam, as float32 scalars on the device.
 
-    The schedule and the saved state keep Python numbers. Only while the optimiser computes, the tensors stand in their
-    place: a graph that was captured then reads what `load` has put there before each replay.
+    The schedule and the saved state keep Python numbers; the tensors replace them only while the optimiser computes.
+    A captured graph then reads the values that `load` has written before each replay.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -139,7 +130,7 @@ class DeviceRates:
         self._beta1 = torch.zeros((), device=device) if isinstance(optimizer, CycledAdam) else None
 
     def load(self) -> None:
-        """Take over the numbers of the next step; does not wait for the device."""
+        """Copy the numbers of the next step to the device, without waiting for it."""
         first = self._optimizer.param_groups[0]
         assert all(group["lr"] == first["lr"] for group in self._optimizer.param_groups), "one rate for all groups"
         self._lr.fill_(first["lr"])
@@ -148,7 +139,7 @@ class DeviceRates:
 
     @contextmanager
     def inserted(self) -> Iterator[None]:
-        """Let the optimiser see the tensors instead of the numbers."""
+        """Replace the optimiser's numbers by the tensors within the context."""
         groups = self._optimizer.param_groups
         names = ("lr",) if self._beta1 is None else ("lr", "betas")
         numbers = [{name: group[name] for name in names} for group in groups]

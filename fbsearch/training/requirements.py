@@ -1,7 +1,7 @@
-"""How much memory training will need, without building the network on the device: one step on fake tensors.
+"""Memory, parameters and FLOPs that a network needs, computed without building it on the device.
 
-A fake tensor has a shape, strides and a device, and no data. Every operation of a step is run on them, forward,
-backward and optimiser, and the storages that live at the same time are added up; autograd frees them when it would.
+Memory is that of one step on fake tensors, which have a shape, strides and a device, but no data: forward, backward
+and optimiser run on them, and the bytes of the storages that live at the same time are added up.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,12 +27,13 @@ from fbsearch.messages import ImageShape
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import choose_device, choose_dtype
 from fbsearch.training.optimizers import make_optimizer
+from fbsearch.training.step import autocast_forward, train_batch
 
 
 class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors made inside it, and of those given to `add`, while they live.
+    """A dispatch mode that counts the bytes of the live tensors created inside it or given to `add`.
 
-    The figures are those of torch.distributed's MemTracker (a test compares them) in a third of its time, since
+    The figures equal those of torch.distributed's MemTracker (a test compares them), in a third of its time, since
     nothing is attributed to modules.
     """
 
@@ -43,7 +43,7 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
 
     def add(self, value: object) -> None:
-        """Count a tensor's storage, once."""
+        """Count the storage of a tensor, once."""
         if not isinstance(value, torch.Tensor):
             return
         storage = value.untyped_storage()
@@ -74,11 +74,11 @@ def estimate_memory(
     dtype: torch.dtype,
     validation_batch: int = VALIDATION_BATCH,
 ) -> float:
-    """The most memory (MiB) that training and validating a configuration will hold on `device` at once.
+    """Return the peak memory (MiB) that training and validating a configuration will hold on `device`.
 
-    Network, gradients, the optimiser's state, kept weights, one batch and its activations in `dtype`; the data set,
-    the allocator's reserve and the libraries' workspaces are not in it. Configurations that need the same are
-    estimated once. ConfigError where the network cannot be built.
+    Includes network, gradients, the optimiser's state, kept weights, one batch and its activations in `dtype`, but
+    neither the data set nor the allocator's reserve nor the libraries' workspaces. Configurations that differ only in
+    what needs no memory are estimated once. Raise ConfigError if the network cannot be built.
     """
     train = config.train
     alike = TrainConfig(
@@ -103,25 +103,24 @@ def _estimate_memory(
         model = FractalBrainNet.for_images(model_config, shape).train()
 
     def images(batch: int) -> torch.Tensor:
-        return torch.empty(
-            batch, shape.in_channels, shape.image_size, shape.image_size, dtype=torch.uint8, device=device
-        )
+        size = (batch, shape.in_channels, shape.image_size, shape.image_size)
+        return torch.empty(size, dtype=torch.uint8, device=device)
 
-    # The weights that are drawn next must not depend on whether this was cached.
+    # The weights that are drawn next must not depend on whether this estimate was cached.
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), LiveStorages() as live:
         _make_fake(model, device)
         kept_bytes = sum(parameter.nbytes for parameter in model.parameters()) if train_config.keep_best else 0
         optimizer = make_optimizer(model, train_config)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
-        optimizer.step()  # makes its state
-        _train(model, optimizer, images(train_config.batch_size), dtype)
+        optimizer.step()  # creates its state
+        _step(model, optimizer, images(train_config.batch_size), dtype)
         _validate(model, images(validation_batch), dtype)
     return float(live.peak_bytes + kept_bytes) / 2**20
 
 
 def _make_fake(model: nn.Module, device: torch.device) -> None:
-    """Replace a meta model's tensors; `Module.to` cannot swap fake ones."""
+    """Replace the tensors of a model on the meta device by fake ones, which `Module.to` cannot do."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -132,38 +131,34 @@ def _make_fake(model: nn.Module, device: torch.device) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device=device)
 
 
-def _train(model: nn.Module, optimizer: torch.optim.Optimizer, images_BCHW: torch.Tensor, dtype: torch.dtype) -> None:
-    """One step as `train` makes it."""
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images_BCHW: torch.Tensor, dtype: torch.dtype) -> None:
     labels_B = torch.zeros(len(images_BCHW), dtype=torch.int64, device=images_BCHW.device)
-    x_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
-    with torch.autocast(x_BCHW.device.type, dtype, enabled=dtype != torch.float32):
-        logits_BK = model(x_BCHW)
-    loss = F.cross_entropy(logits_BK.float(), labels_B)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    train_batch(model, optimizer, _to_float(images_BCHW), labels_B, dtype=dtype)
 
 
 @torch.no_grad()
 def _validate(model: nn.Module, images_BCHW: torch.Tensor, dtype: torch.dtype) -> None:
-    """One batch as `evaluate` takes it; the gradients of the last step are still there."""
-    with torch.autocast(images_BCHW.device.type, dtype, enabled=dtype != torch.float32):
-        model.eval()(images_BCHW.to(torch.float32, memory_format=torch.channels_last))
+    """Validate one batch while the gradients of the last step are still there, as in a run."""
+    autocast_forward(model.eval(), _to_float(images_BCHW), dtype=dtype)
+
+
+def _to_float(images_BCHW: torch.Tensor) -> torch.Tensor:
+    return images_BCHW.to(torch.float32, memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`flops` are of one image's forward pass in eval mode, a multiply-add counted as two."""
+    """Size of a network; `flops` are those of one image's forward pass in eval mode, a multiply-add counted as two."""
 
     num_parameters: int
     flops: int
 
 
 def measure_cost(config: ModelConfig, shape: ImageShape) -> Cost:
-    """Build the network on the meta device and send one image through it.
+    """Return the cost of a network: build it on the meta device and run one image through it.
 
-    ConfigError where the network cannot be built, or the image is too small for its stages. Networks that differ in
-    their pattern alone cost the same, and each cost is measured once.
+    Each cost is measured once for all patterns, which make no difference. Raise ConfigError if the network cannot be
+    built or the image is too small for its stages.
     """
     drawn_alike = config.model_copy(update={"pattern": FractalPatternType.MANDELBROT})
     return _measure_cost(drawn_alike, shape)
@@ -175,7 +170,7 @@ def _measure_cost(config: ModelConfig, shape: ImageShape) -> Cost:
 
 
 def measure_net(build: Callable[[], nn.Module], shape: ImageShape) -> Cost:
-    """The cost of any network of square images, built by `build` on the meta device."""
+    """Return the cost of any network of square images; `build` is called with the meta device as default."""
     with torch.device("meta"), torch.no_grad():
         model = build().eval()
         with FlopCounterMode(display=False) as counter:
@@ -183,20 +178,15 @@ def measure_net(build: Callable[[], nn.Module], shape: ImageShape) -> Cost:
     return Cost(sum(p.numel() for p in model.parameters()), int(counter.get_total_flops()))
 
 
-def measure_corners(config: StudyConfig, shape: ImageShape) -> list[Cost]:
-    """The cost of every corner of a study's space. ConfigError names the first corner that cannot be built."""
-    return [measure_cost(trial.model, shape) for trial in config.corners()]
-
-
 UNITS = {"parameters": "parameters", "flops": "FLOPs an image", "memory_mib": "MiB to train (estimated)"}
 
 
 def describe_corners(config: StudyConfig, shape: ImageShape) -> list[str]:
-    """Lines on the corners' costs and on each limit.
+    """Return lines of text on the costs of the corners and on each limit.
 
-    ConfigError if a corner cannot be built, or if all corners are known and none is within a limit: then nothing is.
+    Raise ConfigError if a corner cannot be built, or if none of all corners is within a limit: then no trial is.
     """
-    costs = measure_corners(config, shape)
+    costs = [measure_cost(trial.model, shape) for trial in config.corners()]
     many = f"the first {MAX_CORNERS:,}" if len(costs) == MAX_CORNERS else str(len(costs))
     smallest, largest = (choose(cost.num_parameters for cost in costs) for choose in (min, max))
     lines = [
@@ -217,11 +207,9 @@ def describe_corners(config: StudyConfig, shape: ImageShape) -> list[str]:
 
 
 def _values(key: str, config: StudyConfig, costs: list[Cost], shape: ImageShape) -> list[float]:
-    if key == "parameters":
-        return [cost.num_parameters for cost in costs]
-    if key == "flops":
-        return [cost.flops for cost in costs]
-    device: torch.device = choose_device("auto")
+    if key != "memory_mib":
+        return [cost.num_parameters if key == "parameters" else cost.flops for cost in costs]
+    device = choose_device("auto")
     return [
         estimate_memory(trial, shape, device=device, dtype=choose_dtype(trial.train.precision, device))
         for trial in config.corners()

@@ -42,7 +42,7 @@ EXPORT = {
 
 
 @pytest.mark.parametrize(("num_processes", "batch"), [(2, 64), (2, 7), (3, 64), (4, 5)])
-def test_parts_make_up_the_batch_and_shares_its_gradient(num_processes, batch):
+def test_parts_make_up_the_batch_and_the_scaled_losses_its_gradient(num_processes, batch):
     logits, labels = torch.randn(batch, 10, requires_grad=True), torch.randint(0, 10, (batch,))
     F.cross_entropy(logits, labels).backward()
     whole = logits.grad
@@ -52,8 +52,8 @@ def test_parts_make_up_the_batch_and_shares_its_gradient(num_processes, batch):
         team = Team(rank, num_processes)
         own = team.part(labels)
         parts.append(own)
-        share = team.share(len(own), batch)
-        (F.cross_entropy(team.part(logits), own) * share / num_processes).backward()  # the average over processes
+        loss_scale = team.loss_scale(len(own), batch)
+        (F.cross_entropy(team.part(logits), own) * loss_scale / num_processes).backward()  # the average over processes
     assert torch.equal(torch.cat(parts), labels)
     torch.testing.assert_close(logits.grad, whole)
 
@@ -62,7 +62,7 @@ def test_team_of_one_does_nothing(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     model, value = torch.nn.Linear(2, 2), torch.tensor(3.0)
     with join("cpu") as team:
-        assert team.leads and team.wrap(model) is model and team.sum(value) is value and team.share(5, 5) == 1.0
+        assert team.leads and team.wrap(model) is model and team.sum(value) is value and team.loss_scale(5, 5) == 1.0
     random = torch.get_rng_state()
     team.seed_epoch(1, 2)
     assert torch.equal(torch.get_rng_state(), random)

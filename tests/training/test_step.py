@@ -11,10 +11,10 @@ from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialCo
 from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.messages import EpochStats, Execution
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.cuda_graph import untouched
+from fbsearch.training.cuda_graph import restore_afterwards
 from fbsearch.training.loop import evaluate, train
 from fbsearch.training.optimizers import CycledAdam, DeviceRates, make_optimizer, make_scheduler
-from fbsearch.training.step import PADDING, Totals, add_evaluation, describe_execution, why_eager
+from fbsearch.training.step import PADDING, Totals, add_evaluation, describe_execution, reason_for_eager
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DATA = DataConfig(limit=300)  # 240 training images: batches of 50, and a rest of 40
@@ -45,12 +45,12 @@ def a_loss(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
         (CUDA, {}, 2, "several processes"),
     ],
 )
-def test_why_eager_names_the_reason(device, settings, num_processes, reason):
-    assert reason in why_eager(device, TrainConfig(**settings), num_processes=num_processes)
+def test_reason_for_eager_names_the_reason(device, settings, num_processes, reason):
+    assert reason in reason_for_eager(device, TrainConfig(**settings), num_processes=num_processes)
 
 
-def test_why_eager_has_none_on_a_gpu():
-    assert why_eager(CUDA, TrainConfig()) is None
+def test_reason_for_eager_has_none_on_a_gpu():
+    assert reason_for_eager(CUDA, TrainConfig()) is None
 
 
 def test_describe_execution_says_what_is_not_as_usual():
@@ -131,7 +131,7 @@ def test_cycled_adam_with_tensors_steps_as_with_numbers():
 
 @pytest.mark.parametrize("optimizer_name", ["adamw", "sgd", "rmsprop"])
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_untouched_puts_everything_back(optimizer_name, steps_before):
+def test_restore_afterwards_puts_everything_back(optimizer_name, steps_before):
     net = make_net(drop_path="mixed").train()
     optimizer = make_optimizer(net, TrainConfig(optimizer=optimizer_name))
     total = torch.tensor(3.0)
@@ -146,7 +146,7 @@ def test_untouched_puts_everything_back(optimizer_name, steps_before):
         step()
     before = copy.deepcopy((net.state_dict(), optimizer.state_dict()["state"], total))
     random = torch.get_rng_state()
-    with untouched(net, optimizer, CPU, also=[total]):
+    with restore_afterwards(net, optimizer, CPU, also=[total]):
         for _ in range(3):
             step()
         assert not torch.equal(next(net.parameters()), before[0][next(iter(before[0]))])
