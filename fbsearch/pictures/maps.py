@@ -32,7 +32,6 @@ TILE_PIXELS = 112
 MASK_PIXELS = 256
 FONT_PIXELS = 14
 NAME_CHARACTERS = 24
-BANDS = ("alpha: m", "beta: 1 - m", "gamma: m / 2", "theta: sin(pi m)")
 
 
 def color(mask_HW: NDArray[np.float32]) -> Image.Image:
@@ -49,6 +48,16 @@ def mask_png(mask_HW: NDArray[Any]) -> bytes:
     file = io.BytesIO()
     picture.resize((MASK_PIXELS, MASK_PIXELS), Image.Resampling.NEAREST).save(file, format="PNG")
     return file.getvalue()
+
+
+def split_bands(m_HW: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Return the masks of the four bands for a mask m, by name."""
+    return {
+        "alpha: m": m_HW,
+        "beta: 1 - m": 1 - m_HW,
+        "gamma: m / 2": m_HW / 2,
+        "theta: sin(pi m)": np.sin(np.pi * m_HW),
+    }
 
 
 def draw_patterns(path: Path, *, size: int) -> None:
@@ -86,13 +95,13 @@ def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
     tiles = [[_enlarge(color(pattern_HW))]]
     labels = ["pattern\n{} x {}".format(*pattern_HW.shape)]
     for stage in range(len(net.config.fractal_levels)):
-        bands_4HW = net.mask(torch.empty(1, len(BANDS), side, side, device=device)).cpu().numpy()
-        tiles.append([_enlarge(color(np.ascontiguousarray(band_HW))) for band_HW in bands_4HW])
+        bands = split_bands(net.mask(torch.empty(1, 4, side, side, device=device))[0].cpu().numpy())
+        tiles.append([_enlarge(color(band_HW)) for band_HW in bands.values()])
         labels.append(f"stage {stage + 1}\n{side} x {side}")
         side = (side + 1) // 2
     title = f"What the bands are multiplied by: {net.config.pattern.value}, dark 0, bright 1"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _draw_grid(tiles, title=title, columns=BANDS, rows=labels).save(path, format="PNG")
+    _draw_grid(tiles, title=title, columns=list(bands), rows=labels).save(path, format="PNG")
 
 
 def draw_attention(

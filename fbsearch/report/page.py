@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fbsearch.errors import StorageError
 from fbsearch.files import file_name, write_whole
 from fbsearch.network.patterns import generate_pattern
-from fbsearch.pictures.maps import BANDS, MASK_PIXELS, draw_maps, mask_png, row_label
+from fbsearch.pictures.maps import MASK_PIXELS, draw_maps, mask_png, row_label, split_bands
 from fbsearch.report import figures, parameter_figures
 from fbsearch.report import text as sections
 from fbsearch.report.final_results import Retrained, plot_comparison, plot_trainings, read_retrained
@@ -206,11 +206,15 @@ def winner_masks(best: pd.DataFrame) -> dict[str, Any] | None:
     side = model["pattern_resolution"]
     mask_HW = generate_pattern(model["pattern"], side, side)
     fine_HW = generate_pattern(model["pattern"], MASK_PIXELS, MASK_PIXELS)
-    theta_HW = np.sin(np.pi * mask_HW)
-    labels = (f"{model['pattern']}, at a high resolution", *BANDS)
-    masks = (fine_HW, mask_HW, 1 - mask_HW, mask_HW / 2, theta_HW)
-    pictures = [(label, _data_uri(mask_png(one_HW))) for label, one_HW in zip(labels, masks, strict=True)]
-    return {"pattern": model["pattern"], "side": side, "pictures": pictures, "blind": theta_HW.max() < 1e-6}
+    bands = split_bands(mask_HW)
+    masks = {f"{model['pattern']}, at a high resolution": fine_HW} | bands
+    pictures = [(label, _data_uri(mask_png(one_HW))) for label, one_HW in masks.items()]
+    return {
+        "pattern": model["pattern"],
+        "side": side,
+        "pictures": pictures,
+        "blind": bands["theta: sin(pi m)"].max() < 1e-6,
+    }
 
 
 def _data_uri(png: bytes) -> str:

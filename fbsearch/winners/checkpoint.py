@@ -15,12 +15,12 @@ from typing import Annotated, Any, Final, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fbsearch.config.export_file import Export, ExportedConfig, load_export
-from fbsearch.config.yaml_format import read_yaml, to_yaml
+from fbsearch.config.yaml_format import read_yaml, to_yaml, validate_content
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import write_whole
 from fbsearch.network.model import FractalBrainNet
@@ -118,11 +118,7 @@ def load_card(path: Path) -> ModelCard:
         newer = isinstance(found, str) and found.startswith("fbsearch-model/")
         reason = f"its format is {found!r}, this fbsearch reads {MODEL_FORMAT!r}" if newer else "it is no model's card"
         raise ConfigError(f"{path}: format: {reason}; `fbsearch train` writes one beside the weights")
-    try:
-        card = ModelCard.model_validate(content)
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+    card = validate_content(ModelCard, content, path)
     lengths = {"class_names": card.num_classes, "mean": card.in_channels, "std": card.in_channels}
     for name, length in lengths.items():
         if len(getattr(card, name)) != length:

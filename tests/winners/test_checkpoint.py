@@ -94,7 +94,7 @@ def test_model_weights_of_another_network_are_named(model: TrainedModel) -> None
     [
         ("fbsearch-model/1", "fbsearch-model/9", "its format is 'fbsearch-model/9', this fbsearch reads"),
         ("format: fbsearch-model/1", "name: digits", "it is no model's card"),
-        ("seed: 4", "seed: four", "seed: Input should be a valid integer"),
+        ("seed: 4", "seed: four", "seed: input should be a valid integer, found 'four'"),
         ("mean: [0.3]", "mean: [0.3, 0.3]", "mean: has 2 entries, this network needs 1"),
         ("study: digits", "study: [", "not YAML"),
     ],
