@@ -4,22 +4,29 @@ import os
 import re
 from pathlib import Path
 
+from fbsearch.errors import StorageError
 
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """Write a file beside it, flush it, rename it over it; its folder is made. Text becomes UTF-8.
+WAY_OUT = ". What was there before is whole; once that is mended, the same command goes on."
 
-    OSError, or UnicodeError, if that cannot be; what stood there before is then whole.
+
+def write_whole(path: Path, content: str | bytes | memoryview, *, way_out: str = WAY_OUT) -> None:
+    """Write a file under another name, flush it and rename it; create its folder. Text becomes UTF-8.
+
+    Raises StorageError, which ends in `way_out`, or UnicodeError; the previous file then stays whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}{way_out}") from None
 
 
 def file_name(study: str) -> str:

@@ -184,13 +184,14 @@ def summary(
 ) -> None:
     """Show a network's parts with their shapes, parameters and FLOPs."""
 
+    from fbsearch.files import write_whole
     from fbsearch.pictures import architecture as drawings
-    from fbsearch.winners.checkpoint import find_config, write_bytes
+    from fbsearch.winners.checkpoint import find_config
 
     config, title = find_config(file, rank=rank)
     layers = drawings.list_layers(config.model, config.shape)
     if plot is not None:
-        write_bytes(plot, drawings.draw_architecture(config, layers, title=title).encode())
+        write_whole(plot, drawings.draw_architecture(config, layers, title=title))
     if as_json:
         print(json.dumps(drawings.layers_as_dict(layers) | dataclasses.asdict(config.shape)))
         return

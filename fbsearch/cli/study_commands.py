@@ -22,7 +22,7 @@ from fbsearch.cli.options import (
     choose_executor,
     open_study,
 )
-from fbsearch.errors import ConfigError, StorageError
+from fbsearch.errors import ConfigError
 
 if TYPE_CHECKING:
     from fbsearch.config.study_file import StudyConfig
@@ -187,10 +187,7 @@ def export(
             as_csv = output_format is ExportFormat.CSV
             text = table.to_csv(index=False) if as_csv else table.to_json(orient="records", date_format="iso", indent=1)
             what = f"{len(table)} trials"
-    try:
-        write_whole(output, text)
-    except OSError as error:
-        raise StorageError(f"{output}: cannot be written: {error.strerror}") from None
+    write_whole(output, text, way_out="")
     print(f"{output}: {what} of the study {study.study_name!r}")
 
 
@@ -232,10 +229,7 @@ def init(
 
     if file.exists() and not force:
         raise ConfigError(f"{file}: is there already; --force writes over it")
-    try:
-        write_whole(file, render_study(StudyConfig()))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written: {error.strerror}") from None
+    write_whole(file, render_study(StudyConfig()), way_out="")
     print(f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`")
 
 

@@ -58,10 +58,7 @@ def write_report(
     for line in retrained.damaged:
         say(line)
     page = render(study, frame, retrained, top=top, analysis=folder / "analysis")
-    try:
-        write_whole(path, page)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}; --output names another") from None
+    write_whole(path, page, way_out="; --output names another")
     return path
 
 

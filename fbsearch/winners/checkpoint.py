@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fbsearch.config.export_file import Export, ExportedConfig, load_export
 from fbsearch.config.yaml_format import read_yaml, to_yaml, validate_content
-from fbsearch.errors import ConfigError, StorageError
+from fbsearch.errors import ConfigError
 from fbsearch.files import write_whole
 from fbsearch.network.model import FractalBrainNet
 
@@ -71,8 +71,8 @@ def build_net(config: ExportedConfig) -> FractalBrainNet:
 def save_model(folder: Path, net: FractalBrainNet, card: ModelCard) -> None:
     """Write `model.yaml` and `model.safetensors` into a folder. StorageError if it cannot be written."""
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    write_bytes(folder / CARD_NAME, dump_card(card).encode())
-    write_bytes(folder / WEIGHTS_NAME, safetensors.torch.save(weights, metadata={"format": MODEL_FORMAT}))
+    write_whole(folder / CARD_NAME, dump_card(card))
+    write_whole(folder / WEIGHTS_NAME, safetensors.torch.save(weights, metadata={"format": MODEL_FORMAT}))
 
 
 def dump_card(card: ModelCard) -> str:
@@ -166,7 +166,7 @@ def save_state(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain values. StorageError if they cannot be written; the previous file then stays whole."""
     buffer = io.BytesIO()  # on a full disk, torch.save into a file raises an assertion of its zip writer
     torch.save({"format": STATE_FORMAT, **content}, buffer)
-    write_bytes(path, buffer.getbuffer())
+    write_whole(path, buffer.getbuffer())
 
 
 def load_state(path: Path, *, keys: Collection[str]) -> dict[str, Any]:
@@ -183,14 +183,3 @@ def load_state(path: Path, *, keys: Collection[str]) -> dict[str, Any]:
     if not isinstance(content, dict) or found != STATE_FORMAT or not content.keys() >= set(keys):
         raise ConfigError(f"{path}: its format is {found!r}, this fbsearch reads {STATE_FORMAT!r}; {way_out}")
     return content
-
-
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all. StorageError if it cannot be written; the previous file then stays whole."""
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror}. What was there before is whole; once that is mended, the "
-            "same command goes on."
-        ) from None

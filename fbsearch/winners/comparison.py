@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from scipy import stats
 
-from fbsearch.winners.checkpoint import write_bytes
+from fbsearch.files import write_whole
 from fbsearch.winners.records import (
     COMPARISON_FORMAT,
     COMPARISON_NAME,
@@ -128,5 +128,5 @@ def describe_rule(reference: Competitor, *, num_images: int, scored_on: str) -> 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
     """Write `comparison.json` and its rows as `baselines.csv`. StorageError if they cannot be written."""
-    write_bytes(folder / "baselines.csv", to_csv([row.model_dump() for row in comparison.rows]))
-    write_bytes(folder / COMPARISON_NAME, to_json(comparison))
+    write_whole(folder / "baselines.csv", to_csv([row.model_dump() for row in comparison.rows]))
+    write_whole(folder / COMPARISON_NAME, to_json(comparison))

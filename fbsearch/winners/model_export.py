@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fbsearch.errors import ConfigError
+from fbsearch.files import write_whole
 from fbsearch.network.blocks import AdaptiveScaleProcessor
 from fbsearch.network.fused_ops import fold_convolutions
-from fbsearch.winners.checkpoint import CARD_NAME, TrainedModel, dump_card, write_bytes
+from fbsearch.winners.checkpoint import CARD_NAME, TrainedModel, dump_card
 
 ExportFormat: TypeAlias = Literal["onnx", "torch"]
 EXPORT_ENDINGS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -112,7 +113,7 @@ def export_model(
             worst = max(worst, difference.item())
         if not worst <= tolerance:
             raise ConfigError(f"{path}: not written: its outputs differ from the live network's by {worst:.2g}")
-        write_bytes(path, scratch.read_bytes())
+        write_whole(path, scratch.read_bytes())
     return worst
 
 

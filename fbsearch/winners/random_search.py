@@ -17,10 +17,10 @@ from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import draw_point
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, TrialError
+from fbsearch.files import write_whole
 from fbsearch.training.devices import is_out_of_memory
 from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.requirements import Cost, measure_cost
-from fbsearch.winners.checkpoint import write_bytes
 from fbsearch.winners.plan import Run, RunError
 from fbsearch.winners.progress import View
 from fbsearch.winners.records import DRAW_FORMAT, Draw, read_record, to_json
@@ -75,7 +75,7 @@ def search_randomly(
             draw = _read(path, run, number)
             if draw is None:
                 draw = _train(run, number, cost, load=load, view=view)
-                write_bytes(path, to_json(draw))
+                write_whole(path, to_json(draw))
             draws.append(draw)
             found = draw.failure or f"validation accuracy {draw.val_accuracy:.2%}"
             share = (spent + draw.train_flops) / budget

@@ -14,12 +14,13 @@ from torch import nn
 
 from fbsearch.data.dataset import Dataset
 from fbsearch.errors import ConfigError
+from fbsearch.files import write_whole
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.pictures import training_charts as charts
 from fbsearch.training.devices import choose_dtype
 from fbsearch.training.loop import final_accuracy
-from fbsearch.winners.checkpoint import ModelCard, save_model, write_bytes
+from fbsearch.winners.checkpoint import ModelCard, save_model
 from fbsearch.winners.plan import Run
 from fbsearch.winners.predict import Scores, score, score_columns
 from fbsearch.winners.records import (
@@ -71,7 +72,7 @@ def finish(run: Run, data: Dataset, net: nn.Module, history: list[EpochStats]) -
         texts["columns.csv"] = to_csv([column.model_dump() for column in columns])
     texts[RESULT_NAME] = to_json(result)
     for name, content in texts.items():
-        write_bytes(folder / name, content)
+        write_whole(folder / name, content)
     return result
 
 
@@ -195,6 +196,6 @@ def summarize(folder: Path) -> list[Retraining]:
         )
         for (rank, trial), results in sorted(found.items())
     ]
-    write_bytes(folder / "summary.csv", to_csv([row.row() for row in rows]))
-    write_bytes(folder / SUMMARY_NAME, to_json(rows))
+    write_whole(folder / "summary.csv", to_csv([row.row() for row in rows]))
+    write_whole(folder / SUMMARY_NAME, to_json(rows))
     return rows

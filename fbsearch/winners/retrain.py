@@ -17,11 +17,12 @@ from torch import nn
 from fbsearch.config.models import DataConfig
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.errors import ConfigError, DataError, StorageError
+from fbsearch.files import write_whole
 from fbsearch.messages import EpochStats
 from fbsearch.training.devices import choose_device, is_out_of_memory
 from fbsearch.training.distributed import Team
 from fbsearch.training.loop import TrainState, train
-from fbsearch.winners.checkpoint import check_weights, load_state, save_state, write_bytes
+from fbsearch.winners.checkpoint import check_weights, load_state, save_state
 from fbsearch.winners.plan import Run, RunError
 from fbsearch.winners.progress import View
 from fbsearch.winners.records import SeedResult, to_csv
@@ -109,7 +110,7 @@ def _run(run: Run, data: Dataset, *, view: View, team: Team) -> SeedResult | Non
         rows = [dataclasses.asdict(one) for one in history]
         content = {"settings": json.dumps(run.settings()), "device": device.type, "history": rows, "state": state}
         save_state(run.folder / STATE_NAME, content)
-        write_bytes(run.folder / "metrics.csv", to_csv(rows))
+        write_whole(run.folder / "metrics.csv", to_csv(rows))
 
     save_here = save if team.leads else None
     for stats in train(

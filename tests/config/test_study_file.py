@@ -13,7 +13,7 @@ from fbsearch.config.export_file import Export, ExportedConfig, SearchCompute, S
 from fbsearch.config.models import DataConfig, ModelConfig, StrictModel, TrainConfig
 from fbsearch.config.study_file import StudyConfig, load_study_file, render_study
 from fbsearch.config.yaml_format import read_yaml
-from fbsearch.errors import ConfigError
+from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import write_whole
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -506,7 +506,7 @@ def test_write_whole_that_fails_leaves_the_old_file_whole(tmp_path: Path) -> Non
 def test_write_whole_over_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "best.yaml"
     path.mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(StorageError, match="cannot be written: Is a directory"):
         write_whole(path, "new")
     assert list(tmp_path.iterdir()) == [path]
 

@@ -14,6 +14,7 @@ import torch
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.errors import ConfigError, StorageError
+from fbsearch.files import write_whole
 from fbsearch.winners.checkpoint import (
     ModelCard,
     TrainedModel,
@@ -23,7 +24,6 @@ from fbsearch.winners.checkpoint import (
     load_state,
     save_model,
     save_state,
-    write_bytes,
 )
 from fbsearch.winners.model_export import EXPORT_ENDINGS, export_model
 
@@ -203,12 +203,12 @@ def test_state_on_a_full_disk_leaves_the_previous_one_whole(small_disk: Path) ->
 def test_write_beyond_the_largest_file_leaves_the_previous_one_whole(tmp_path: Path) -> None:
     """The same where no disk can be mounted: the limit of a file's size also stops a write in its middle."""
     path = tmp_path / "x"
-    write_bytes(path, b"old")
+    write_whole(path, b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(StorageError, match="x: cannot be written: File too large"):
-            write_bytes(path, b"new" * 1000)
+            write_whole(path, b"new" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
@@ -217,7 +217,7 @@ def test_write_beyond_the_largest_file_leaves_the_previous_one_whole(tmp_path: P
 def test_write_into_a_file_as_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     with pytest.raises(StorageError, match="cannot be written"):
-        write_bytes(tmp_path / "x" / "y", b"")
+        write_whole(tmp_path / "x" / "y", b"")
 
 
 # Exported forms.
