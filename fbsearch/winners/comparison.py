@@ -18,7 +18,6 @@ from scipy import stats
 
 from fbsearch.files import write_whole
 from fbsearch.winners.records import (
-    COMPARISON_FORMAT,
     COMPARISON_NAME,
     Comparison,
     Competitor,
@@ -88,7 +87,6 @@ def compare(winners: Sequence[SeedResult], baselines: Sequence[Outcome], *, reci
         else:
             rows.append(Competitor(name=baseline.name, kind="baseline", verdict="failed", failure=baseline.failure))
     return Comparison(
-        format=COMPARISON_FORMAT,
         study=first.study,
         scored_on=first.scored_on,
         epochs=max(result.epochs for result in groups[0]),

@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Largest allowed difference of a logit from the live network's, as a share of the largest logit.
 EXPORT_TOLERANCE = 1e-3
 EXPORT_BATCHES = (1, 2, 5)
+DYNAMIC_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
 class _Deployed(nn.Module):
@@ -117,12 +118,8 @@ def export_model(
     return worst
 
 
-def _dynamic_batch() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim("batch", min=1)},)
-
-
 def _export_torch(module: nn.Module, example_BCHW: Tensor, path: Path, card: str) -> Callable[[Tensor], Tensor]:
-    program = torch.export.export(module, (example_BCHW,), dynamic_shapes=_dynamic_batch())
+    program = torch.export.export(module, (example_BCHW,), dynamic_shapes=DYNAMIC_BATCH)
     torch.export.save(program, path, extra_files={CARD_NAME: card})
     return cast("Callable[[Tensor], Tensor]", torch.export.load(path).module())
 
@@ -135,7 +132,7 @@ def _export_onnx(module: nn.Module, example_BCHW: Tensor, path: Path, card: str)
             module,
             (example_BCHW,),
             dynamo=True,
-            dynamic_shapes=_dynamic_batch(),
+            dynamic_shapes=DYNAMIC_BATCH,
             input_names=["images"],
             output_names=["logits"],
             verbose=False,

@@ -23,7 +23,7 @@ from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.requirements import Cost, measure_cost
 from fbsearch.winners.plan import Run, RunError
 from fbsearch.winners.progress import View
-from fbsearch.winners.records import DRAW_FORMAT, Draw, read_record, to_json
+from fbsearch.winners.records import Draw, read_record, to_json
 from fbsearch.winners.retrain import Loader, lock_folder, prepare
 
 RANDOM_SEED = 20161107
@@ -119,7 +119,6 @@ def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Dr
         failure = "out of memory"
     epochs = run.config.train.epochs if failure else len(history)
     return Draw(
-        format=DRAW_FORMAT,
         number=number,
         config=run.trial,
         num_parameters=cost.num_parameters,

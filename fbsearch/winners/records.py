@@ -16,7 +16,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
@@ -24,9 +24,6 @@ from pydantic_core import to_jsonable_python
 from fbsearch.config.models import TrialConfig
 from fbsearch.errors import ConfigError
 
-RESULT_FORMAT: Final = "fbsearch-result/1"
-COMPARISON_FORMAT: Final = "fbsearch-comparison/1"
-DRAW_FORMAT: Final = "fbsearch-draw/1"
 RESULT_NAME, SUMMARY_NAME, COMPARISON_NAME = "result.json", "summary.json", "comparison.json"
 
 ScoredOn: TypeAlias = Literal["test", "validation"]
@@ -56,7 +53,7 @@ class SeedResult(Record):
     `images_per_second` is the median over the epochs. `settings` is `Run.settings()`.
     """
 
-    format: Literal["fbsearch-result/1"]
+    format: Literal["fbsearch-result/1"] = "fbsearch-result/1"
     study: str
     baseline: str | None
     rank: int | None
@@ -138,7 +135,7 @@ class Conditions(Record):
 class Comparison(Record):
     """A search's best configurations beside baselines: same data, same trainer. The first row is the reference."""
 
-    format: Literal["fbsearch-comparison/1"]
+    format: Literal["fbsearch-comparison/1"] = "fbsearch-comparison/1"
     study: str
     scored_on: ScoredOn
     epochs: int
@@ -152,7 +149,7 @@ class Comparison(Record):
 class Draw(Record):
     """One configuration of a random search, trained: the validation accuracy of its kept weights, or its failure."""
 
-    format: Literal["fbsearch-draw/1"]
+    format: Literal["fbsearch-draw/1"] = "fbsearch-draw/1"
     number: int
     config: TrialConfig
     num_parameters: int

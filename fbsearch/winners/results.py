@@ -24,7 +24,6 @@ from fbsearch.winners.checkpoint import ModelCard, save_model
 from fbsearch.winners.plan import Run
 from fbsearch.winners.predict import Scores, score, score_columns
 from fbsearch.winners.records import (
-    RESULT_FORMAT,
     RESULT_NAME,
     SUMMARY_NAME,
     ColumnScore,
@@ -90,7 +89,6 @@ def _result(
     is_winner = run.baseline is None
     scored_on: ScoredOn = "test" if data.test else "validation"
     return SeedResult(
-        format=RESULT_FORMAT,
         study=run.study,
         baseline=run.baseline,
         rank=config.rank if is_winner else None,

@@ -59,7 +59,7 @@ def test_judge_is_antisymmetric_and_never_bolder_than_the_seeds_alone(
 
 def make_result(name: str, accuracy: float, *, rank: int | None = None) -> SeedResult:
     return SeedResult(
-        format="fbsearch-result/1", study="digits", baseline=None if rank else name, rank=rank, trial=12, seed=0,
+        study="digits", baseline=None if rank else name, rank=rank, trial=12, seed=0,
         search_value=0.9875, scored_on="test", accuracy=accuracy, loss=0.1, num_images=360, val_accuracy=None,
         epochs=30, seconds=12.5, images_per_second=1234.5, num_parameters=213_492, flops=11_496_672, fit="",
         device="cpu", versions={"torch": "2.15.0"}, settings={}, columns=[],
