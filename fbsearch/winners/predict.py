@@ -162,7 +162,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     In folders, hidden files and files without an extension that Pillow reads are left out. A path that does not exist
     is kept, so that opening it names it. Raises DataError for a folder without images.
     """
-    Image.init()
     extensions = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
     for path in paths:
