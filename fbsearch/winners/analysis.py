@@ -1,22 +1,20 @@
 """Analysis of an exported configuration: its trained network beside the untrained one, as tables and figures."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from rich.table import Table
 from safetensors.torch import load_file
-from torch import Tensor
 
 from fbsearch.config.export_file import ExportedConfig, load_export
 from fbsearch.config.models import TrialConfig
 from fbsearch.data.dataset import Dataset, evenly_spaced_rows, load_dataset
 from fbsearch.errors import ConfigError
 from fbsearch.files import file_name
-from fbsearch.network.analysis import PatternAnalysis
+from fbsearch.network.analysis import PatternAnalysis, correlate_neighbours
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.pictures.dimensions import compare_dimensions, plot_dimensions
 from fbsearch.pictures.maps import Samples, draw_attention, draw_masks
@@ -137,7 +135,7 @@ def compare_nets(trained: PatternAnalysis, untrained: PatternAnalysis) -> Table:
         table.add_column(column, header_style="dim", no_wrap=True)
     for column in ("complexity\nuntrained", "\ntrained", "\nlargest", "like the next\nuntrained", "\ntrained"):
         table.add_column(column, header_style="dim", justify="right")
-    similarities = [[*neighbour_correlations(one["attention_maps"]), None] for one in (untrained, trained)]
+    similarities = [[*correlate_neighbours(one["attention_maps"]), None] for one in (untrained, trained)]
     for stage, map_B1HW in enumerate(trained["attention_maps"]):
         height, width = map_B1HW.shape[-2:]
         entropies = [one["pattern_complexity"][stage] for one in (untrained, trained)]
@@ -147,15 +145,3 @@ def compare_nets(trained: PatternAnalysis, untrained: PatternAnalysis) -> Table:
     scores = [one["hierarchical_organization"]["hierarchy_score"] for one in (untrained, trained)]
     table.add_row("hierarchy score", "", "", "", "", *(f"{score:.3f}" for score in scores))
     return table
-
-
-def neighbour_correlations(maps: Sequence[Tensor]) -> Iterator[float]:
-    """Pearson's correlation of each stage's map [B, 1, h, w] with the next one's resized to it, mean over the batch.
-
-    A constant map correlates with nothing: 0. The mean of these is `hierarchical_organization`'s.
-    """
-    for above_B1HW, below_B1HW in pairwise(maps):
-        size = above_B1HW.shape[-2:]
-        resized_B1HW = torch.nn.functional.interpolate(below_B1HW, size=size, mode="bilinear", align_corners=False)
-        pairs_B2N = torch.cat([above_B1HW, resized_B1HW], dim=1).double().flatten(2)
-        yield torch.stack([pair_2N.corrcoef()[0, 1].nan_to_num(0) for pair_2N in pairs_B2N]).mean().item()

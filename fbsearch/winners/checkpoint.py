@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fbsearch.config.export_file import Export, ExportedConfig, load_export
 from fbsearch.config.yaml_format import read_yaml, to_yaml, validate_content
+from fbsearch.data.dataset import normalise
 from fbsearch.errors import ConfigError
 from fbsearch.files import write_whole
 from fbsearch.network.model import FractalBrainNet
@@ -56,8 +57,7 @@ class TrainedModel:
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Convert uint8 [B, C, H, W] to float32 of the same shape, bit for bit as in training (`Dataset.normalise`)."""
         mean_C, std_C = (torch.tensor(values, device=images_BCHW.device) for values in (self.card.mean, self.card.std))
-        x_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
-        return x_BCHW.sub_(mean_C.mul(255).view(-1, 1, 1)).div_(std_C.mul(255).view(-1, 1, 1))
+        return normalise(images_BCHW, mean_C=mean_C, std_C=std_C)
 
 
 def build_net(config: ExportedConfig) -> FractalBrainNet:
