@@ -11,41 +11,26 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from fbsearch.report import style
 from fbsearch.report.statistics import best_so_far, pareto_front, ranked, short, wilson_interval
-from fbsearch.report.style import (
-    BEST,
-    COMPLETE,
-    FAILED,
-    MAX_POINTS,
-    NEUTRAL,
-    STATE_COLORS,
-    STATE_WORDS,
-    accuracy_axis,
-    by_state,
-    figure_of,
-    hover,
-    scatter,
-    stretch,
-)
 from fbsearch.report.timeline import timeline
 
 MAX_CURVES = 1000
 MAX_BARS = 1500
-GREEN, VIOLET = "#2a9d8f", "#8a63d2"
 COSTS = {"num_parameters": "parameters", "flops": "FLOPs an image", "seconds": "seconds of training"}
 
 
 def plot_intervals(frame: pd.DataFrame, *, num_images: int, top: int) -> go.Figure:
     """Draw the scores of the best trials with their 95% intervals, and the best trial's interval as a band."""
     best = ranked(frame).head(top)
-    figure = figure_of("The best trials and how sure their scores are", height=110 + 30 * len(best), x="accuracy")
+    figure = style.figure_of("The best trials and how sure their scores are", height=110 + 30 * len(best), x="accuracy")
     low, high = 100 * np.array([wilson_interval(value, num_images) for value in best["value"]]).T
     values = 100 * best["value"].to_numpy(dtype=float)
-    figure.add_vrect(x0=low[0], x1=high[0], fillcolor=BEST, opacity=0.1, line_width=0, layer="below")
+    figure.add_vrect(x0=low[0], x1=high[0], fillcolor=style.BEST, opacity=0.1, line_width=0, layer="below")
     figure.add_scatter(
         x=values, y=[f"{rank:.0f}.  trial {trial}" for rank, trial in zip(best["rank"], best["trial"], strict=True)],
-        mode="markers", marker={"size": 10, "color": [BEST, *[COMPLETE] * (len(best) - 1)]},
-        error_x={"array": high - values, "arrayminus": values - low, "thickness": 1.5, "color": NEUTRAL},
+        mode="markers", marker={"size": 10, "color": [style.BEST, *[style.COMPLETE] * (len(best) - 1)]},
+        error_x={"array": high - values, "arrayminus": values - low, "thickness": 1.5, "color": style.NEUTRAL},
         customdata=np.stack([low, high], axis=1),
         hovertemplate="%{y}: %{x:.2f}%, 95%% interval %{customdata[0]:.2f} to %{customdata[1]:.2f}%<extra></extra>",
     )  # fmt: skip
@@ -54,40 +39,42 @@ def plot_intervals(frame: pd.DataFrame, *, num_images: int, top: int) -> go.Figu
 
 def plot_history(frame: pd.DataFrame) -> go.Figure:
     """Draw the score of each trial in the order of their starts, and the best score so far."""
-    figure = figure_of("Optimisation history", height=380, x="trial", y="validation accuracy")
-    for state, part, name in by_state(frame, MAX_POINTS):
-        scatter(figure, part, part["trial"], stretch(part["score"]), state=state, name=name, in_full=True)
+    figure = style.figure_of("Optimisation history", height=380, x="trial", y="validation accuracy")
+    for state, part, name in style.by_state(frame, style.MAX_POINTS):
+        style.scatter(figure, part, part["trial"], style.stretch(part["score"]), state=state, name=name, in_full=True)
     best = best_so_far(frame)
     best = best[best.notna() & ((best != best.shift()) | (best.index == best.index[-1]))]
     figure.add_scatter(
-        x=frame["trial"][best.index].to_numpy(), y=stretch(best), mode="lines", name="best so far",
-        line={"color": BEST, "width": 2.5, "shape": "hv"}, customdata=100 * best.to_numpy(),
+        x=frame["trial"][best.index].to_numpy(), y=style.stretch(best), mode="lines", name="best so far",
+        line={"color": style.BEST, "width": 2.5, "shape": "hv"}, customdata=100 * best.to_numpy(),
         hovertemplate="best so far %{customdata:.2f}%<extra></extra>",
     )  # fmt: skip
-    return figure.update_layout(yaxis=accuracy_axis(frame["score"].astype(float)))
+    return figure.update_layout(yaxis=style.accuracy_axis(frame["score"].astype(float)))
 
 
 def plot_learning_curves(frame: pd.DataFrame) -> go.Figure:
     """Draw the validation accuracy after each epoch of every trial; pruned trials are pale, the best three named."""
-    figure = figure_of("Learning curves", height=440, x="epoch", y="validation accuracy")
+    figure = style.figure_of("Learning curves", height=440, x="epoch", y="validation accuracy")
     seen = [np.zeros(0)]
-    for state, part, name in by_state(frame, MAX_CURVES):
+    for state, part, name in style.by_state(frame, MAX_CURVES):
         epochs, values, numbers = _join_curves(part)
         seen.append(values)
         figure.add_scatter(
-            x=epochs, y=stretch(values).astype(np.float32), mode="lines+markers", name=name, customdata=numbers,
-            line={"color": STATE_COLORS[state], "width": 1}, opacity=0.35 if state == "pruned" else 0.6,
+            x=epochs, y=style.stretch(values).astype(np.float32), mode="lines+markers", name=name, customdata=numbers,
+            line={"color": style.STATE_COLORS[state], "width": 1}, opacity=0.35 if state == "pruned" else 0.6,
             marker={"size": 4 if state == "pruned" else 3}, meta=state,
             hovertemplate="trial %{customdata}, epoch %{x}<extra></extra>",
         )  # fmt: skip
-    for (_, trial), color in zip(ranked(frame).head(3).iterrows(), (BEST, GREEN, VIOLET), strict=False):
+    for (_, trial), color in zip(
+        ranked(frame).head(3).iterrows(), (style.BEST, style.GREEN, style.VIOLET), strict=False
+    ):
         epochs, values, _ = _join_curves(frame.loc[[trial.name]])
         figure.add_scatter(
-            x=epochs, y=stretch(values), mode="lines", name=f"{trial['rank']:.0f}. trial {trial['trial']}",
+            x=epochs, y=style.stretch(values), mode="lines", name=f"{trial['rank']:.0f}. trial {trial['trial']}",
             line={"color": color, "width": 2.5}, customdata=100 * values,
             hovertemplate=f"trial {trial['trial']}, epoch %{{x}}: %{{customdata:.2f}}%<extra></extra>",
         )  # fmt: skip
-    figure.update_layout(yaxis=accuracy_axis(np.concatenate(seen)))
+    figure.update_layout(yaxis=style.accuracy_axis(np.concatenate(seen)))
     if len(frame) and frame["epochs"].max() <= 12:
         figure.update_xaxes(dtick=1)
     return figure
@@ -108,8 +95,11 @@ def plot_importances(importances: pd.DataFrame) -> go.Figure:
     names = list(dict.fromkeys(importances["parameter"]))[::-1]
     bases = list(dict.fromkeys(importances["basis"]))
     height = 140 + (24 * len(bases) + 16) * len(names)
-    figure = figure_of("Parameter importances (PED-ANOVA)", height=height, x="share of importance")
-    legend = {"early": ("early accuracy, all trials", COMPLETE), "final": ("final accuracy, complete trials", GREEN)}
+    figure = style.figure_of("Parameter importances (PED-ANOVA)", height=height, x="share of importance")
+    legend = {
+        "early": ("early accuracy, all trials", style.COMPLETE),
+        "final": ("final accuracy, complete trials", style.GREEN),
+    }
     for basis in reversed(bases):
         part = importances[importances["basis"] == basis].set_index("parameter").reindex(names)
         name, color = legend[basis]
@@ -128,19 +118,19 @@ def plot_importances(importances: pd.DataFrame) -> go.Figure:
 
 def plot_cost(frame: pd.DataFrame, cost: str) -> go.Figure:
     """Draw the score over a cost (a key of COSTS) with the Pareto front of the complete trials."""
-    figure = figure_of(f"Accuracy against {COSTS[cost]}", height=360, x=COSTS[cost], y="accuracy")
+    figure = style.figure_of(f"Accuracy against {COSTS[cost]}", height=360, x=COSTS[cost], y="accuracy")
     known = frame[frame[cost].notna()]
-    for state, part, name in by_state(known, MAX_POINTS):
-        scatter(figure, part, part[cost], stretch(part["score"]), state=state, name=name)
+    for state, part, name in style.by_state(known, style.MAX_POINTS):
+        style.scatter(figure, part, part[cost], style.stretch(part["score"]), state=state, name=name)
     front = pareto_front(frame, cost)
     figure.add_scatter(
-        x=front[cost].to_numpy(float), y=stretch(front["value"]), mode="lines+markers", name="Pareto front",
-        line={"color": BEST, "width": 2, "shape": "hv"}, marker={"size": 9, "color": BEST},
-        text=hover(front), hovertemplate="%{text}<br>%{x:,.3s}<extra></extra>",
+        x=front[cost].to_numpy(float), y=style.stretch(front["value"]), mode="lines+markers", name="Pareto front",
+        line={"color": style.BEST, "width": 2, "shape": "hv"}, marker={"size": 9, "color": style.BEST},
+        text=style.hover(front), hovertemplate="%{text}<br>%{x:,.3s}<extra></extra>",
     )  # fmt: skip
     return figure.update_layout(
         xaxis={"type": "log", "tickformat": "~s", "dtick": "D2" if known[cost].max() < 100 * known[cost].min() else 1},
-        yaxis=accuracy_axis(known["score"].astype(float)),
+        yaxis=style.accuracy_axis(known["score"].astype(float)),
     )
 
 
@@ -153,14 +143,14 @@ def plot_timeline(frame: pd.DataFrame) -> go.Figure:
     bars = found.lanes.merge(frame[["trial", "state", "score"]], on="trial").tail(MAX_BARS)
     units = (("seconds", 1), ("minutes", 60), ("hours", 3600))
     unit, seconds = next((unit for unit in units if found.seconds <= 180 * unit[1]), units[-1])
-    figure = figure_of("Timeline of the workers", height=140 + 34 * found.num_lanes, x=f"{unit} of searching")
-    for state, word in STATE_WORDS.items():
+    figure = style.figure_of("Timeline of the workers", height=140 + 34 * found.num_lanes, x=f"{unit} of searching")
+    for state, word in style.STATE_WORDS.items():
         part = bars[bars["state"] == state]
         if not len(part):
             continue
         lasted = (part["end"] - part["start"]).to_numpy(float)
         # A thin line separates bars that touch.
-        marker = {"color": STATE_COLORS[state], "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}}
+        marker = {"color": style.STATE_COLORS[state], "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}}
         figure.add_bar(
             x=lasted / seconds, base=part["start"].to_numpy(float) / seconds, y=part["lane"].to_numpy(int),
             orientation="h", name=word, marker=marker | {"opacity": 0.6 if state == "pruned" else 0.9},
@@ -168,6 +158,6 @@ def plot_timeline(frame: pd.DataFrame) -> go.Figure:
             hovertemplate=f"trial %{{customdata[0]}}, {word}, %{{customdata[1]:.1f}} s<extra></extra>",
         )  # fmt: skip
     for place, _ in found.pauses:
-        figure.add_vline(x=place / seconds, line={"color": FAILED, "width": 1, "dash": "dot"})
+        figure.add_vline(x=place / seconds, line={"color": style.FAILED, "width": 1, "dash": "dot"})
     lanes = {"tickvals": list(range(found.num_lanes)), "ticktext": found.names, "autorange": "reversed"}
     return figure.update_layout(barmode="overlay", bargap=0.25, yaxis=lanes | {"showgrid": False})

@@ -1,8 +1,4 @@
-"""What `fbsearch train` and the comparison with baselines have found, read for a report: tables and a figure.
-
-Reads the summary.json and comparison.json of a study's folder. A damaged file, or one of another search, is named and
-left out. Knows nothing of databases and HTML.
-"""
+"""Results of `fbsearch train` and of the comparison with baselines, read for a report, and their figures."""
 
 import html
 import math
@@ -24,20 +20,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Retrained:
-    """What there is of a study; `damaged` says in a line of each file what is wrong with it."""
+    """The results of a study. `damaged` has a line for each file that could not be read."""
 
     trainings: list[Retraining] = field(default_factory=list)
     comparison: Comparison | None = None
     damaged: list[str] = field(default_factory=list)
 
     def winner(self, frame: pd.DataFrame) -> Retraining | None:
-        """The training of the search's best trial, if that was trained."""
+        """Return the training of the search's best trial, or None."""
         best = ranked(frame)["trial"].head(1)
         return next((one for one in self.trainings if len(best) and one.trial == best.item()), None)
 
 
 def read_retrained(folder: Path, frame: pd.DataFrame) -> Retrained:
-    """Read what is in a study's folder; `frame` are the study's trials, of which the trainings must be."""
+    """Read the results in a study's folder; trainings that do not belong to a trial of `frame` are left out."""
     damaged: list[str] = []
 
     def read(name: str, kind: type[T]) -> T | None:
@@ -60,7 +56,7 @@ def read_retrained(folder: Path, frame: pd.DataFrame) -> Retrained:
 
 
 def plot_trainings(trainings: list[Retraining]) -> go.Figure:
-    """Accuracy of each retrained configuration: mean and standard deviation over the seeds, each seed, the search's."""
+    """Draw the accuracy of each retrained configuration: each seed, their mean and deviation, and in the search."""
     names = [f"rank {one.rank}, trial {one.trial}" for one in trainings]
     figure = figure_of("Retrained at full budget", height=150 + 44 * len(names), x="accuracy")
     for name, one in zip(names, trainings, strict=True):
@@ -80,19 +76,15 @@ def plot_trainings(trainings: list[Retraining]) -> go.Figure:
 
 
 def plot_comparison(comparison: Comparison) -> go.Figure:
-    """Accuracy of the winner and of each baseline that could be trained, with the standard deviation over the seeds."""
-    shown = sorted(
-        (one for one in comparison.rows if _is_scored(one)), key=lambda one: one.accuracy_mean or 0, reverse=True
-    )
+    """Draw the mean accuracy of the winner and of each trained baseline, with the standard deviation of the seeds."""
+    scored = [one for one in comparison.rows if one.failure is None and one.accuracy_mean is not None]
+    shown = [one for one in scored if math.isfinite(one.accuracy_mean or 0)]
+    shown.sort(key=lambda one: -(one.accuracy_mean or 0))
     names = [html.escape(one.name) for one in shown]
     figure = figure_of("Winner and baselines", height=120 + 40 * len(shown), x=f"{comparison.scored_on} accuracy")
     colors = [BEST if one.verdict == "reference" else COMPLETE for one in shown]
     _add_means(figure, names, shown, colors=colors, name="mean and deviation of the seeds")
     return figure.update_layout(showlegend=False, margin_t=36)
-
-
-def _is_scored(one: Competitor) -> bool:
-    return one.failure is None and one.accuracy_mean is not None and math.isfinite(one.accuracy_mean)
 
 
 def _add_means(

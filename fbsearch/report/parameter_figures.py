@@ -12,22 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from fbsearch.report import style
 from fbsearch.report.statistics import finished_trials, parameters, scale, short
-from fbsearch.report.style import (
-    BEST,
-    COMPLETE,
-    MAX_POINTS,
-    PRUNED,
-    accuracy_axis,
-    by_state,
-    figure_of,
-    hover,
-    places_of,
-    round_numbers,
-    scatter,
-    stretch,
-    thin,
-)
 
 NUM_BINS = 8
 
@@ -35,40 +21,40 @@ NUM_BINS = 8
 def plot_slice(frame: pd.DataFrame, name: str) -> go.Figure:
     """Draw the score of each trial over one parameter; for choices also the median of the complete trials."""
     shown = finished_trials(frame)
-    figure = figure_of(short(name), height=310, y="accuracy")
-    places, axis = places_of(shown, name, jitter=0.28)
-    for state, part, legend in by_state(shown, MAX_POINTS):
-        scatter(figure, part, places[part.index], stretch(part["score"]), state=state, name=legend)
+    figure = style.figure_of(short(name), height=310, y="accuracy")
+    places, axis = style.places_of(shown, name, jitter=0.28)
+    for state, part, legend in style.by_state(shown, style.MAX_POINTS):
+        style.scatter(figure, part, places[part.index], style.stretch(part["score"]), state=state, name=legend)
     complete = shown[shown["state"] == "complete"]
     if scale(shown, name) == "choices" and len(complete):
         middle = complete["value"].astype(float).groupby(places[complete.index].round()).median()
         figure.add_scatter(
-            x=np.ravel([[x - 0.36, x + 0.36, math.nan] for x in middle.index]), y=np.repeat(stretch(middle), 3),
-            mode="lines", name="median of complete", line={"color": BEST, "width": 3}, hoverinfo="skip",
+            x=np.ravel([[x - 0.36, x + 0.36, math.nan] for x in middle.index]), y=np.repeat(style.stretch(middle), 3),
+            mode="lines", name="median of complete", line={"color": style.BEST, "width": 3}, hoverinfo="skip",
         )  # fmt: skip
-    return figure.update_layout(xaxis=axis, yaxis=accuracy_axis(shown["score"].astype(float)))
+    return figure.update_layout(xaxis=axis, yaxis=style.accuracy_axis(shown["score"].astype(float)))
 
 
 def plot_pair(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
     """Draw the median score of the complete trials over two parameters: contours for two numbers, otherwise cells."""
     finished = finished_trials(frame)
     complete = finished[finished["state"] == "complete"]
-    figure = figure_of(f"{short(x)} and {short(y)}", height=330, x=short(x), y=short(y))
+    figure = style.figure_of(f"{short(x)} and {short(y)}", height=330, x=short(x), y=short(y))
     grid, axes = _median_grid(finished, x, y)
     percent = 100 * grid.to_numpy(dtype=float)
     shown: dict[str, Any] = {
-        "x": grid.columns.to_numpy(), "y": grid.index.to_numpy(), "z": stretch(grid), "customdata": percent,
+        "x": grid.columns.to_numpy(), "y": grid.index.to_numpy(), "z": style.stretch(grid), "customdata": percent,
         "colorscale": "Viridis", "showscale": False, "hoverongaps": False,
         "hovertemplate": "%{customdata:.2f}%<extra></extra>",
     }  # fmt: skip
     if all(scale(finished, name) != "choices" for name in (x, y)):
         figure.add_contour(**shown, connectgaps=True, contours={"coloring": "heatmap"}, line={"width": 0.5})
-        points = thin(complete, MAX_POINTS // 3)
-        at = [places_of(finished, name)[0][points.index] for name in (x, y)]
+        points = style.thin(complete, style.MAX_POINTS // 3)
+        at = [style.places_of(finished, name)[0][points.index] for name in (x, y)]
         figure.add_scatter(
             x=at[0], y=at[1], mode="markers", name="complete", showlegend=False,
             marker={"size": 4, "color": "#ffffff", "line": {"color": "#000000", "width": 0.5}},
-            text=hover(points), hovertemplate="%{text}<extra></extra>",
+            text=style.hover(points), hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     else:
         text = [["" if math.isnan(value) else f"{value:.1f}" for value in row] for row in percent]
@@ -85,7 +71,7 @@ def _median_grid(finished: pd.DataFrame, x: str, y: str) -> tuple[pd.DataFrame, 
     cells = pd.DataFrame({"score": finished["value"].astype(float).where(finished["state"] == "complete")})
     axes = {}
     for side, name in (("x", x), ("y", y)):
-        places, axes[side] = places_of(finished, name)
+        places, axes[side] = style.places_of(finished, name)
         if scale(finished, name) != "choices":
             low, width = places.min(), (places.max() - places.min()) / (NUM_BINS - 1)
             places = low + width * ((places - low) / width).round()
@@ -97,16 +83,16 @@ def plot_parallel(frame: pd.DataFrame) -> go.Figure:
     """Draw parallel coordinates: each trial is a line through its parameters to its score, the best tenth on top."""
     finished = finished_trials(frame)
     names = parameters(frame)
-    axes = [places_of(finished, name, jitter=0.2) for name in names]
+    axes = [style.places_of(finished, name, jitter=0.2) for name in names]
     score = finished["score"].astype(float)
-    axes.append((pd.Series(stretch(score), finished.index), accuracy_axis(score)))
-    figure = figure_of("Parallel coordinates", height=440)
+    axes.append((pd.Series(style.stretch(score), finished.index), style.accuracy_axis(score)))
+    figure = style.figure_of("Parallel coordinates", height=440)
     _add_lines(figure, finished, np.stack([_to_unit(places, *_ends(places, axis)) for places, axis in axes], axis=1))
     for position, (places, axis) in enumerate(axes):
         low, high = _ends(places, axis)
-        marks = axis.get("tickvals") or round_numbers(low, high)
+        marks = axis.get("tickvals") or style.round_numbers(low, high)
         texts = axis.get("ticktext") or [f"{mark:g}" for mark in marks]
-        figure.add_shape(type="line", x0=position, x1=position, y0=0, y1=1, line={"color": PRUNED, "width": 1})
+        figure.add_shape(type="line", x0=position, x1=position, y0=0, y1=1, line={"color": style.PRUNED, "width": 1})
         for height, text in zip(_to_unit(marks, low, high), texts, strict=True):
             figure.add_annotation(x=position, y=height, text=text, showarrow=False, xanchor="left", xshift=4)
     return figure.update_layout(
@@ -136,13 +122,13 @@ def _add_lines(figure: go.Figure, frame: pd.DataFrame, lines: NDArray[np.float64
     num_best = max(1, math.ceil(0.1 * is_complete.sum()))
     is_best = frame["rank"] <= num_best
     for name, mask, color, opacity, width in (
-        ("pruned", ~is_complete, PRUNED, 0.25, 1.0),
-        ("complete", is_complete & ~is_best, COMPLETE, 0.5, 1.2),
-        (f"best {num_best}", is_best, BEST, 0.95, 2.2),
+        ("pruned", ~is_complete, style.PRUNED, 0.25, 1.0),
+        ("complete", is_complete & ~is_best, style.COMPLETE, 0.5, 1.2),
+        (f"best {num_best}", is_best, style.BEST, 0.95, 2.2),
     ):
         rows = np.flatnonzero(mask)
-        if len(rows) > MAX_POINTS // 3:
-            rows = np.sort(np.random.default_rng(0).choice(rows, MAX_POINTS // 3, replace=False))
+        if len(rows) > style.MAX_POINTS // 3:
+            rows = np.sort(np.random.default_rng(0).choice(rows, style.MAX_POINTS // 3, replace=False))
             name += f" ({len(rows):,} of {mask.sum():,})"
         if len(rows):
             # One trace holds all lines, with a NaN after each.

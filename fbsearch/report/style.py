@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fbsearch.report.statistics import choices, labels, parameters, scale, short
 
 BEST, COMPLETE, PRUNED, FAILED, NEUTRAL = "#e8710a", "#3f74d6", "#98a1b0", "#d6336c", "#7d8796"
+GREEN, VIOLET = "#2a9d8f", "#8a63d2"
 STATE_COLORS = {"complete": COMPLETE, "pruned": PRUNED, "fail": FAILED}
 STATE_WORDS = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -45,7 +46,7 @@ def template(*, dark: bool) -> go.layout.Template:
             "hoverlabel": {"bgcolor": ground, "bordercolor": faint, "font": {"color": ink}, "align": "left"},
             "annotationdefaults": {"font": {"color": ink}, "bgcolor": veil},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
-            "colorway": [COMPLETE, BEST, "#2a9d8f", "#8a63d2", FAILED, PRUNED],
+            "colorway": [COMPLETE, BEST, GREEN, VIOLET, FAILED, PRUNED],
         }
     )
 

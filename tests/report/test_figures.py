@@ -11,9 +11,8 @@ import pytest
 from made_studies import NUM_VAL, make_study
 from optuna.storages import RDBStorage
 
-from fbsearch.report import parameter_figures as effects
-from fbsearch.report import style as axes
-from fbsearch.report.page import draw_figures, figures
+from fbsearch.report import figures, parameter_figures, style
+from fbsearch.report.page import draw_figures
 from fbsearch.report.statistics import importances, parameters
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.trial_record import fail
@@ -82,22 +81,22 @@ def test_intervals_hold_their_scores(frame: pd.DataFrame) -> None:
 
 
 def test_stretch_divides_the_error() -> None:
-    assert axes.stretch([0.0, 0.9, 0.99]) == pytest.approx([0, 1, 2])
-    assert math.isfinite(axes.stretch(1.0))
+    assert style.stretch([0.0, 0.9, 0.99]) == pytest.approx([0, 1, 2])
+    assert math.isfinite(style.stretch(1.0))
 
 
 def test_slice_of_choices_has_their_names(frame: pd.DataFrame) -> None:
-    figure = effects.plot_slice(frame, "model.base_channels")
+    figure = parameter_figures.plot_slice(frame, "model.base_channels")
     assert list(figure.layout.xaxis.ticktext) == ["8", "16", "24"]
     assert {trace.name for trace in figure.data} == {"complete", "pruned", "median of complete"}
-    figure = effects.plot_slice(frame, "train.learning_rate")
+    figure = parameter_figures.plot_slice(frame, "train.learning_rate")
     assert "0.01" in figure.layout.xaxis.ticktext
 
 
 def test_pair_is_a_contour_of_numbers_and_cells_of_choices(frame: pd.DataFrame) -> None:
     frame["train.dropout"] = np.linspace(0, 0.5, len(frame))
-    assert effects.plot_pair(frame, "train.dropout", "train.learning_rate").data[0].type == "contour"
-    cells = effects.plot_pair(frame, "model.pattern", "model.base_channels").data[0]
+    assert parameter_figures.plot_pair(frame, "train.dropout", "train.learning_rate").data[0].type == "contour"
+    cells = parameter_figures.plot_pair(frame, "model.pattern", "model.base_channels").data[0]
     assert (cells.type, np.shape(cells.z)) == ("heatmap", (3, 5))
 
 
@@ -108,7 +107,7 @@ def test_timeline_has_a_bar_for_each_trial(frame: pd.DataFrame) -> None:
 
 
 def test_template_is_light_or_dark() -> None:
-    light, dark = axes.template(dark=False), axes.template(dark=True)
+    light, dark = style.template(dark=False), style.template(dark=True)
     assert light.layout.font.color != dark.layout.font.color
     assert light.layout.paper_bgcolor == dark.layout.paper_bgcolor == "rgba(0,0,0,0)"
 
