@@ -1,1 +1,1 @@
-"""What a study says, as a page and in the dashboard."""
+"""The results of a study, as an HTML page and in optuna-dashboard."""

@@ -171,9 +171,6 @@ def write_static(study: optuna.Study, folder: Path, *, top: int = 10) -> list[Pa
     return paths
 
 
-# ------------------------------------------------------------------------------------------------------- the page
-
-
 def _embed(drawn: dict[str, go.Figure]) -> Markup:
     """Return JSON for a script element: {"figures": {name: figure}, "templates": {"light": ..., "dark": ...}}."""
     parts = []

@@ -127,9 +127,6 @@ def saved_by_pruning(frame: pd.DataFrame) -> Saving | None:
     return Saving(int(done["epochs"].sum()), int(saved.sum()), float(seconds.sum()))
 
 
-# ------------------------------------------------------------------------------------------------- what mattered
-
-
 def importances(frame: pd.DataFrame) -> pd.DataFrame:
     """Return how much each parameter mattered: a row for each basis and parameter, the most important first.
 
@@ -242,9 +239,6 @@ def _ped_anova(frame: pd.DataFrame, score: "pd.Series[float]", names: list[str])
         raw = evaluator.evaluate(_stand_in(frame, score, names))
     total = sum(raw.values()) or 1.0
     return {name: value / total for name, value in raw.items()}
-
-
-# -------------------------------------------------------------------------------------------------- cost
 
 
 def pareto_front(frame: pd.DataFrame, cost: str) -> pd.DataFrame:

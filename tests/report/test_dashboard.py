@@ -1,4 +1,4 @@
-"""The dashboard in a real browser and through real sockets: what it shows, and what the guard in front lets through."""
+"""The dashboard in a real browser and through real sockets: its content, and the requests that its guard refuses."""
 
 import base64
 import contextlib
@@ -375,7 +375,7 @@ def test_dashboard_open_while_a_search_runs_does_not_disturb_it(tmp_path: Path) 
     ):
 
         def complete() -> int:
-            """How many complete trials the dashboard shows, -1 before it has the study."""
+            """Return the number of complete trials that the dashboard shows, -1 before it has the study."""
             status, _, body = ask(f"{base}/api/studies/1")
             return sum(t["state"] == "Complete" for t in json.loads(body)["trials"]) if status == 200 else -1
 

@@ -1,4 +1,4 @@
-"""The figures of a study: what they show, of whichever study."""
+"""The figures of all kinds of studies."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What was trained after the search stands in the report: tables, figures, headline; damaged files are named."""
+"""The results of retraining in the report: tables, figures, headline, and lines for damaged files."""
 
 import json
 import math

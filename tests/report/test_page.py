@@ -1,4 +1,4 @@
-"""The report: what stands in it, of whichever study, and that nothing in a study can get out of its text."""
+"""The report: its content for all kinds of studies, and the escaping of what a study contains."""
 
 import base64
 import html.parser

@@ -1,4 +1,4 @@
-"""What is said of a study in numbers: intervals, importances, savings and fronts."""
+"""Statistics of a study: intervals, importances, savings and Pareto fronts."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Who worked when: lanes of workers, or derived ones where workers are not stored."""
+"""The timeline: lanes of stored workers, or lanes derived from the trials' times."""
 
 import math
 from collections.abc import Sequence

@@ -14,7 +14,7 @@
     const narrow = width < 520;
     const own = { ...layout, template: templates[name], height: node.clientHeight, width };
     own.font = { size: narrow ? 11 : 13 };
-    // A finger that scrolls the page must not zoom the figure.
+    // Scrolling the page by touch must not zoom a figure.
     if (touch) own.dragmode = false;
     Plotly.react(node, data, own, {
       displaylogo: false, displayModeBar: touch ? false : "hover",
@@ -29,7 +29,7 @@
     drawAll(theme());
   }
 
-  // One figure at a time, so that the page can be read and scrolled meanwhile.
+  // Draw one figure at a time, so that the page can be read and scrolled meanwhile.
   function drawNext(index) {
     if (index === plots.length) {
       root.dataset.drawn = "true";
@@ -52,7 +52,7 @@
     clearTimeout(waiting);
     waiting = setTimeout(() => drawAll(theme()), 150);
   });
-  // Paper is light, and its width is not the screen's: A4 and Letter less the margins in the style sheet.
+  // Paper is light, and as wide as A4 and Letter less the margins in the style sheet.
   addEventListener("beforeprint", () => plots.forEach((node) => draw(node, "light", node.closest(".grid") ? 315 : 655)));
   addEventListener("afterprint", () => drawAll(theme()));
   button.textContent = theme() === "dark" ? "Light" : "Dark";
