@@ -1,46 +1,21 @@
-"""The commands that train and use networks: train, predict, export-model, summary, analyze, patterns."""
+"""The commands that train, use and draw networks."""
 
 import dataclasses
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Untrusted
+from fbsearch.config.choices import BaselineName, BaselineRecipe, ModelFormat
 
 app = typer.Typer(rich_markup_mode=None)
 
 TrainedModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A folder that `fbsearch train` wrote, or the model.safetensors in it.")
 ]
-
-
-class BaselineRecipe(StrEnum):
-    """How FractalNet is trained; `baselines.Recipe`, which would load torch here."""
-
-    SAME = "same"
-    PAPER = "paper"
-
-
-class BaselineName(StrEnum):
-    """What can be trained beside the search's result: `baselines.BASELINES`, which would load torch here."""
-
-    FRACTALNET = "fractalnet"
-    RESNET18 = "resnet18"
-    SMALL = "small"
-    MEDIUM = "medium"
-    RANDOM_SEARCH = "random_search"
-
-
-class ModelFormat(StrEnum):
-    """What `export-model` writes."""
-
-    ONNX = "onnx"
-    TORCH = "torch"
 
 
 @app.command()
@@ -82,8 +57,9 @@ def train(
 
     The same command goes on after the last whole epoch where one was killed; a finished seed is not trained again.
     """
+    from rich.console import Console
+
     from fbsearch.cli.tables import print_comparison, print_next, print_summary
-    from fbsearch.winners.baselines import Recipe
     from fbsearch.winners.final_training import train_export
     from fbsearch.winners.plan import Settings
 
@@ -105,7 +81,7 @@ def train(
             rank=rank,
             top=top,
             baselines=list(BaselineName) if baselines else baseline or [],
-            recipe=Recipe(baseline_recipe),
+            recipe=baseline_recipe,
             device=device,
             untrusted=untrusted,
             console=console,
@@ -132,7 +108,7 @@ def predict(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say what is on images. One that cannot be read is named, the rest go on, and the exit code is 1."""
+    """Classify images. Files that cannot be read are reported at once, and the exit code is then 1."""
     from fbsearch.training.devices import choose_device
     from fbsearch.winners import predict as prediction
     from fbsearch.winners.checkpoint import load_model
@@ -160,14 +136,14 @@ def export_model(
 ) -> None:
     """Write a trained network for other programs: images in [0, 1] to logits, any batch size.
 
-    What was written gives the live network's outputs, or it is not kept.
+    The file is kept only if its outputs are those of the network.
     """
     from fbsearch.winners import model_export
     from fbsearch.winners.checkpoint import load_model
 
     loaded = load_model(model)
-    path = output or loaded.folder / f"model{model_export.EXPORT_ENDINGS[output_format.value]}"
-    worst = model_export.export_model(loaded, path, kind=output_format.value)
+    path = output or loaded.folder / f"model{model_export.EXPORT_ENDINGS[output_format]}"
+    worst = model_export.export_model(loaded, path, kind=output_format)
     card = loaded.card
     print(
         f"{path}: images float32 [batch, {card.in_channels}, {card.image_size}, {card.image_size}] in [0, 1] to logits "
@@ -182,7 +158,8 @@ def summary(
     plot: Annotated[Path | None, typer.Option(help="Also draw the architecture into this SVG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a network's parts with their shapes, parameters and FLOPs."""
+    """Show the layers of a network with their shapes, parameters and FLOPs."""
+    from rich.console import Console
 
     from fbsearch.files import write_whole
     from fbsearch.pictures import architecture as drawings
@@ -213,10 +190,11 @@ def analyze(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Compare a configuration's trained net with the untrained one, stage by stage, and draw what it looks through.
+    """Compare a trained network with the untrained one stage by stage, and draw its fractal masks.
 
-    An export holds no weights: the net is trained for its epochs first, unless --checkpoint names them.
+    An export has no weights: the network is trained for its epochs first, unless --checkpoint names a file of them.
     """
+    from rich.console import Console
 
     from fbsearch.winners.analysis import analyze_export
 
@@ -251,7 +229,7 @@ def patterns(
 
 @app.command("measure-memory", hidden=True)
 def measure_memory(device: str) -> None:
-    """Print the memory that the heaviest trial of a study needs on a GPU. The study is read from stdin, as JSON."""
+    """Internal: print the memory that the heaviest trial of a study, read from stdin as JSON, needs on a GPU."""
     import torch
 
     from fbsearch.config.study_file import StudyConfig

@@ -8,12 +8,12 @@ search's compute on random configurations. A baseline that cannot be built, dive
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fbsearch.config.choices import BaselineName, BaselineRecipe
 from fbsearch.config.export_file import Export, ExportedConfig
 from fbsearch.config.models import ModelConfig, TrainConfig
 from fbsearch.errors import ConfigError, TrialError
@@ -29,14 +29,7 @@ from fbsearch.winners.random_search import search_randomly
 from fbsearch.winners.retrain import Loader, retrain
 
 DOCUMENTED_RATE = 0.001
-BASELINES = ("fractalnet", "resnet18", "small", "medium", "random_search")
-
-
-class Recipe(StrEnum):
-    """The training of FractalNet: that of rank 1, or that of its paper."""
-
-    SAME = "same"
-    PAPER = "paper"
+BASELINES: tuple[str, ...] = tuple(BaselineName)
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Baselines:
     path: Path
     config: ExportedConfig
     settings: Settings
-    recipe: Recipe
+    recipe: BaselineRecipe
     _: KW_ONLY
     names: Sequence[str] = BASELINES
     load: Loader
@@ -99,7 +92,7 @@ class Baselines:
             what = describe_net(name, image_size=self.config.image_size)
         except ConfigError as error:
             raise RunError(str(error)) from None
-        if name == "resnet18" or self.recipe is Recipe.SAME:
+        if name == "resnet18" or self.recipe is BaselineRecipe.SAME:
             return self._runs(name, net=name), f"{what}; trained as rank {self.config.rank}"
         runs = self._runs(name, net=name, train=paper_recipe(self._trained))
         return runs, f"{what}; its paper's recipe, {_count_epochs(runs)}"

@@ -7,10 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
+from fbsearch.config.choices import BaselineRecipe
 from fbsearch.config.export_file import load_export
 from fbsearch.config.study_file import check_paths
 from fbsearch.training import distributed
-from fbsearch.winners.baselines import Baselines, Recipe
+from fbsearch.winners.baselines import Baselines
 from fbsearch.winners.comparison import Outcome, compare, write_comparison
 from fbsearch.winners.plan import Settings, choose_configs, plan_runs, study_folder
 from fbsearch.winners.progress import View
@@ -41,7 +42,7 @@ def train_export(
     rank: int | None,
     top: int | None,
     baselines: Sequence[str],
-    recipe: Recipe,
+    recipe: BaselineRecipe,
     device: str,
     untrusted: bool,
     console: Console,

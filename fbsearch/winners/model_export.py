@@ -9,19 +9,19 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from fbsearch.config.choices import ModelFormat
 from fbsearch.errors import ConfigError
 from fbsearch.files import write_whole
 from fbsearch.network.blocks import AdaptiveScaleProcessor
 from fbsearch.network.fused_ops import fold_convolutions
 from fbsearch.winners.checkpoint import CARD_NAME, TrainedModel, dump_card
 
-ExportFormat: TypeAlias = Literal["onnx", "torch"]
-EXPORT_ENDINGS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
+EXPORT_ENDINGS = {ModelFormat.ONNX: ".onnx", ModelFormat.TORCH: ".pt2"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Largest allowed difference of a logit from the live network's, as a share of the largest logit.
 EXPORT_TOLERANCE = 1e-3
@@ -84,7 +84,7 @@ def export_model(
     model: TrainedModel,
     path: Path,
     *,
-    kind: ExportFormat,
+    kind: ModelFormat,
     packages: Sequence[str] = ONNX_PACKAGES,
     tolerance: float = EXPORT_TOLERANCE,
 ) -> float:
@@ -94,7 +94,7 @@ def export_model(
     several batch sizes before it is put in place. Returns the largest difference, as a share of the largest logit.
     Raises ConfigError where they differ or ONNX's packages are missing, StorageError if the file cannot be written.
     """
-    missing = [name for name in packages if kind == "onnx" and importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if kind == ModelFormat.ONNX and importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'fbsearch[onnx]'")
     card = model.card
@@ -105,7 +105,8 @@ def export_model(
         deployed(example_BCHW)  # the first forward pass at a size computes the masks
         _lay_out(deployed)
         scratch = Path(folder) / f"model{EXPORT_ENDINGS[kind]}"
-        run = (_export_onnx if kind == "onnx" else _export_torch)(deployed, example_BCHW, scratch, dump_card(card))
+        write = _export_onnx if kind == ModelFormat.ONNX else _export_torch
+        run = write(deployed, example_BCHW, scratch, dump_card(card))
         worst = 0.0
         for batch in EXPORT_BATCHES:
             images_BCHW = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)

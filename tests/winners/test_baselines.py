@@ -13,14 +13,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from fbsearch.cli.model_commands import BaselineName
+from fbsearch.config.choices import BaselineName, BaselineRecipe
 from fbsearch.config.export_file import Export, ExportedConfig, Searched, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.errors import ConfigError
 from fbsearch.messages import ImageShape
 from fbsearch.network.model import SIZES
 from fbsearch.winners import baselines as room
-from fbsearch.winners.baselines import BASELINES, Baselines, Recipe, fit_size, paper_recipe, untuned
+from fbsearch.winners.baselines import BASELINES, Baselines, fit_size, paper_recipe, untuned
 from fbsearch.winners.plan import RunError, Settings
 from fbsearch.winners.progress import View
 from fbsearch.winners.random_search import RandomSearch, search_randomly
@@ -161,7 +161,8 @@ def test_recipes_take_only_what_is_no_tuning_from_rank_1() -> None:
 def make_baselines(export: Export, folder: Path, **settings: Any) -> Baselines:
     view = make_view()
     return Baselines(
-        export, folder / "best.yaml", export.configs[0], Settings(num_seeds=1, output=folder, **settings), Recipe.SAME,
+        export, folder / "best.yaml", export.configs[0], Settings(num_seeds=1, output=folder, **settings),
+        BaselineRecipe.SAME,
         load=Loader("cpu", say=view.say), view=view,
     )  # fmt: skip
 

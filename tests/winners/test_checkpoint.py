@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fbsearch.config.choices import ModelFormat
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.errors import ConfigError, StorageError
@@ -261,7 +262,7 @@ def test_export_onnx_without_its_packages_names_them(model: TrainedModel) -> Non
 
 
 def test_export_whose_outputs_differ_is_not_written(model: TrainedModel) -> None:
-    path = model.folder / f"model{EXPORT_ENDINGS['torch']}"
+    path = model.folder / f"model{EXPORT_ENDINGS[ModelFormat.TORCH]}"
     with pytest.raises(ConfigError, match="not written: its outputs differ"):
         export_model(model, path, kind="torch", tolerance=-1.0)
     assert not path.exists()

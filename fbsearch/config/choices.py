@@ -1,0 +1,27 @@
+"""The choices of flags that several folders use. Imports nothing, so that `fbsearch --help` stays fast."""
+
+from enum import StrEnum
+
+
+class ModelFormat(StrEnum):
+    """The formats of `fbsearch export-model`."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+
+
+class BaselineName(StrEnum):
+    """The baselines of `fbsearch train`, in the order in which they are trained."""
+
+    FRACTALNET = "fractalnet"
+    RESNET18 = "resnet18"
+    SMALL = "small"
+    MEDIUM = "medium"
+    RANDOM_SEARCH = "random_search"
+
+
+class BaselineRecipe(StrEnum):
+    """The training of FractalNet as a baseline: that of rank 1, or that of its paper."""
+
+    SAME = "same"
+    PAPER = "paper"
