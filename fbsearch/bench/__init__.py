@@ -1,1 +1,1 @@
-"""Measures how fast fbsearch is. Must not be imported by what it measures."""
+"""Benchmarks of the network, the trials and the coordinator. Must not be imported by what it measures."""

@@ -33,6 +33,8 @@ from fbsearch.training.devices import choose_device
 
 PHASES = ("training", "inference")
 NAMES = ("net", "precision", "implementation")
+# The side of a square matrix and the number of 32x32 maps that the peaks are measured with.
+PEAK_SIZES = {"cuda": (8192, 256), "cpu": (1024, 8)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -154,7 +156,7 @@ class _Bench:
 
     def _measure_peaks(self, dtype: torch.dtype) -> dict[str, float]:
         """Return the FLOPs per second of the fastest sample: a peak is measured when nothing disturbs the machine."""
-        size, batch = (8192, 256) if self.device.type == "cuda" else (1024, 8)
+        size, batch = PEAK_SIZES[self.device.type]
         a, b = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in range(2))
         x_BCHW = torch.randn(batch, 128, 32, 32, device=self.device, dtype=dtype)
         weight = torch.randn(128, 128, 3, 3, device=self.device, dtype=dtype)

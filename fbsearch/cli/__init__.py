@@ -1,1 +1,1 @@
-"""The command line: parse, call, print. Must not compute."""
+"""The command line. Parses arguments, calls one function and prints its result; must not compute."""

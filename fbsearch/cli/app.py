@@ -1,6 +1,5 @@
-"""The command line: `fbsearch` and its commands. Everything heavy is imported inside the command that needs it."""
+"""The `fbsearch` command. Each command imports what it needs in its body, so that `--help` stays fast."""
 
-import importlib.metadata
 import sys
 from typing import Annotated
 
@@ -20,9 +19,9 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run a command. What the user can mend is one message and exit 1; wrong usage is exit 2."""
+    """Run a command. An FbsearchError is printed as one message and exits with 1, wrong usage with 2."""
     try:
-        app()
+        app(prog_name="fbsearch")
     except FbsearchError as error:
         if "--debug" in sys.argv:
             raise
@@ -32,6 +31,8 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        import importlib.metadata
+
         print(f"fbsearch {importlib.metadata.version('fbsearch')}")
         raise typer.Exit
 

@@ -114,7 +114,7 @@ def plain_search(
     storage: Annotated[str, typer.Option()],
     device: Device = "auto",
 ) -> None:
-    """Search with the plain script of `bench trial --against-plain`, which starts this command; print the seconds."""
+    """Internal: search with the plain script of `bench trial --against-plain` and print the seconds."""
     from fbsearch.bench.plain_search import search_plainly
 
     print(search_plainly(study_file, num_trials=trials, storage=storage, device=device))

@@ -1,4 +1,4 @@
-"""A search as it runs, in a terminal: the live table, or plain lines where the output is no terminal."""
+"""The view of a running search: a live table on a terminal, otherwise plain lines."""
 
 from types import TracebackType
 
@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fbsearch.cli.status import _count_words, describe, format_seconds
+from fbsearch.cli.status import describe, describe_counts, format_seconds
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.messages import (
     OVER_LIMITS,
@@ -31,7 +31,7 @@ UPDATES_PER_SECOND = 2
 
 
 class LiveTable:
-    """The table that is drawn anew in place while a search runs."""
+    """A table that is redrawn in place while a search runs."""
 
     def __init__(self, console: Console, config: StudyConfig) -> None:
         self._config = config
@@ -68,7 +68,7 @@ class LiveTable:
             Text(state.name, style="bold"),
             ProgressBar(total=state.num_trials, completed=state.num_finished, width=30),
             f"{state.num_finished}/{state.num_trials}",
-            _count_words(state),
+            describe_counts(state),
             "" if left is None else f"{format_seconds(left)} left",
         )
         rows: list[RenderableType] = [head, self._best(state), self._workers(state)]
@@ -101,7 +101,7 @@ class LiveTable:
 
 
 class PlainLines:
-    """One line for each trial that ends, where the output is no terminal."""
+    """One line for each trial that ends, for output that is not a terminal."""
 
     def __init__(self, console: Console, config: StudyConfig) -> None:
         self._console = console
@@ -149,5 +149,5 @@ class PlainLines:
 
 
 def make_view(console: Console, config: StudyConfig) -> LiveTable | PlainLines:
-    """The live table on a terminal, plain lines elsewhere."""
+    """Return the live table on a terminal, otherwise plain lines."""
     return LiveTable(console, config) if console.is_terminal else PlainLines(console, config)

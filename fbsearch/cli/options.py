@@ -1,25 +1,22 @@
-"""What several commands share: options, their defaults, exit codes, opening a study."""
+"""Options that several commands share, exit codes, and the parts of a search that options choose."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from optuna import Study
+
     from fbsearch.config.study_file import StudyConfig
     from fbsearch.workers.executor import Executor
-
-from typing import TYPE_CHECKING, Annotated
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 DEFAULT_STORAGE = "sqlite:///studies/fbsearch.db"
 EXIT_INTERRUPTED = 130
 
 
 def _warn_of_password(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
-    """A password in an argument can be read by everybody on the machine."""
+    """Warn of a password in an argument, which every user of the machine can read."""
     from fbsearch.study.database import hide_password
 
     source = context.get_parameter_source(parameter.name or "")
@@ -42,10 +39,36 @@ Untrusted = Annotated[
 StudyName = Annotated[str | None, typer.Argument(help="A study's name. Without one: the newest in the database.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+SearchDevice = Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")]
+Workers = Annotated[
+    str, typer.Option(help="auto (one per GPU, else one per CPU core), a number, or 0: inside this process.")
+]
+WorkersPerGpu = Annotated[
+    str, typer.Option(help="A number, or auto: from free memory and what the largest trial is measured to use.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Workers on a Ray cluster: auto (this machine's), HOST:PORT, or local: one that is started here.",
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None, typer.Option(min=0, help="With --ray: GPUs for each worker, such as 0.5; 0 is the CPU.")
+]
+NumTrials = Annotated[int, typer.Option(min=1, help="Finished trials the study has in the end, earlier ones counted.")]
+TrialTimeout = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        help="End a worker that finishes no epoch for this many seconds, and try its trial again. Without it: 10 "
+        "times the usual epoch, at least 60 seconds. Not with --workers 0.",
+    ),
+]
 
 
 def open_study(storage: str, name: str | None) -> "Study":
-    """The study of that name, or the newest. StorageError says in words what is wrong."""
+    """Open the study `name`, or the newest if it is None. Raises StorageError."""
     from fbsearch.study.database import open_storage, storage_errors
     from fbsearch.study.study import load_study
 
@@ -58,16 +81,16 @@ def choose_executor(
     *,
     device: str,
     workers: str,
-    workers_per_gpu: str,
+    per_gpu: str,
     ray: str | None,
     gpus_per_worker: float | None,
 ) -> "Executor":
-    """The executor that the flags ask for, not started. Wrong usage where two of them cannot go together."""
-    num_workers, per_gpu = parse_count(workers), parse_count(workers_per_gpu, option="--workers-per-gpu", least=1)
+    """Return the executor that the options choose, not started. Raises BadParameter for options that exclude others."""
+    num_workers, num_per_gpu = parse_count(workers), parse_count(per_gpu, option="--workers-per-gpu", least=1)
     if ray is not None:
         if num_workers == 0:
             raise typer.BadParameter("0 is inside this process, which is not with --ray", param_hint="--workers")
-        if workers_per_gpu != "1":
+        if num_per_gpu != 1:
             raise typer.BadParameter("with --ray, --gpus-per-worker says it", param_hint="--workers-per-gpu")
         from fbsearch.workers.ray_cluster import make_ray_executor
 
@@ -77,17 +100,17 @@ def choose_executor(
         )
     if gpus_per_worker is not None:
         raise typer.BadParameter("only with --ray", param_hint="--gpus-per-worker")
-    if num_workers is not None and workers_per_gpu != "1":
+    if num_workers is not None and num_per_gpu != 1:
         raise typer.BadParameter("says how many there are; leave --workers at auto", param_hint="--workers-per-gpu")
     from fbsearch.workers.local import make_executor
 
-    if per_gpu is None:
-        per_gpu = _measure_workers_per_gpu(config, device)
-    return make_executor(config.data, device=device, workers=num_workers, workers_per_gpu=per_gpu)
+    if num_per_gpu is None:
+        num_per_gpu = _measure_workers_per_gpu(config, device)
+    return make_executor(config.data, device=device, workers=num_workers, workers_per_gpu=num_per_gpu)
 
 
 def parse_count(text: str, *, option: str = "--workers", least: int = 0) -> int | None:
-    """A number of at least `least`, or None for auto."""
+    """Return a number of at least `least`, or None for auto. Raises BadParameter for other text."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < least:
@@ -96,7 +119,7 @@ def parse_count(text: str, *, option: str = "--workers", least: int = 0) -> int 
 
 
 def _measure_workers_per_gpu(config: "StudyConfig", device: str) -> int:
-    """What `--workers-per-gpu auto` comes to; 1 where there is no GPU to share."""
+    """Return the number for `--workers-per-gpu auto`; 1 if there is no GPU to share."""
     from fbsearch.workers.executor import devices_for, num_cpus
     from fbsearch.workers.gpu_sharing import choose_workers_per_gpu, measure_use
 

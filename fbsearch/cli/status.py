@@ -1,7 +1,4 @@
-"""What a person sees of a search in a terminal: the live table, plain lines, the summary, the state of a study.
-
-Reads what it is given; decides nothing.
-"""
+"""Texts and tables about a search in a terminal: its summary, the state of a study, the table of `watch`."""
 
 import datetime
 import shlex
@@ -32,13 +29,13 @@ from fbsearch.study.trial_record import (
     trial_config,
 )
 
-# What `watch` shows: so many trials that have ended, and the pace of those that ended in this time before the newest.
+# `watch` shows this number of ended trials, and the pace of the trials that ended within this time of the newest.
 NUM_LATEST = 8
 PACE_WINDOW = datetime.timedelta(minutes=10)
 
 
 def describe(config: TrialConfig, space: Any) -> str:
-    """What was sampled for a trial, short: `fractal_levels [1, 2], base_channels 16, pattern julia, ...`."""
+    """Return a trial's sampled values: `fractal_levels [1, 2], base_channels 16, pattern julia, ...`."""
     return ", ".join(f"{name.partition('.')[2]} {_format_field(config, name)}" for name in space)
 
 
@@ -52,13 +49,14 @@ def format_seconds(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def _count_words(state: SearchState) -> str:
+def describe_counts(state: SearchState) -> str:
+    """Return how many trials a search has in each state."""
     counts = f"{state.num_complete} complete, {state.num_pruned} pruned, {state.num_failed} failed"
     return counts + describe_untrained(state.num_infeasible, state.num_duplicates)
 
 
 def print_best(console: Console, best: FrozenTrial) -> None:
-    """The best trial and its configuration, as far as it was sampled."""
+    """Print the best trial and its sampled values."""
     config = trial_config(best)
     console.print(
         f"Best: [bold green]{best.value:.2%}[/bold green] validation accuracy, trial {best.number}", highlight=False
@@ -72,7 +70,7 @@ def print_best(console: Console, best: FrozenTrial) -> None:
 
 
 def print_end(console: Console, state: SearchState, *, storage: str | None) -> None:
-    """What a search has found and what to do next; `storage` is named in the commands if it is not the default."""
+    """Print the result of a search and the next commands, with `--storage` unless `storage` is None (the default)."""
     seconds = format_seconds(time.monotonic() - state.started)
     reasons = {
         "finished": f"{state.num_finished} trials finished",
@@ -82,7 +80,7 @@ def print_end(console: Console, state: SearchState, *, storage: str | None) -> N
         "space_exhausted": f"the sampler finds nothing new, all {state.num_distinct} distinct configurations are done",
     }
     assert state.end is not None
-    console.print(f"{reasons[state.end]} ({_count_words(state)}) in {seconds}", highlight=False)
+    console.print(f"{reasons[state.end]} ({describe_counts(state)}) in {seconds}", highlight=False)
     if state.best is not None:
         print_best(console, state.best)
     flag = f" --storage {hide_password(storage)}" if storage else ""
@@ -96,7 +94,7 @@ def print_end(console: Console, state: SearchState, *, storage: str | None) -> N
 
 
 def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | None) -> None:
-    """The state of a study for people; `status` is what `--json` prints."""
+    """Print the state of a study; `status` is the object that `--json` prints."""
     console.print(f"Study [bold]{escape(status['study'])}[/bold] in {escape(status['storage'])}", highlight=False)
     counts = ", ".join(
         f"{status[f'num_{kind}']} {kind}" for kind in ("complete", "pruned", "failed", "running", "waiting")
@@ -112,8 +110,8 @@ def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | N
 def watch_study(console: Console, study: optuna.Study, *, interval: float, once: bool) -> None:
     """Show a study from the database every `interval` seconds until KeyboardInterrupt; `once` prints it and returns.
 
-    A table drawn anew in place on a terminal, elsewhere a line for each trial that ends. Only reads, and through
-    Optuna's cache: of the trials those that have not ended, so that a look costs the same however many have.
+    A terminal gets a table that is redrawn in place, other output a line for each trial that ends. Optuna's cache
+    reads only trials that have not ended, so that the cost does not grow with the number of ended trials.
     """
     if once:
         console.print(watch_table(study))
@@ -142,7 +140,7 @@ def _watch_lines(console: Console, study: optuna.Study, *, interval: float) -> N
 
 
 def watch_table(study: optuna.Study) -> RenderableType:
-    """Counts, best, running and latest trials of a study, as the database has them now."""
+    """Return the counts and the best, running and latest trials of a study, read from the database now."""
     trials = study.get_trials(deepcopy=False)
     head = Table.grid(padding=(0, 2))
     head.add_row(Text(study.study_name, style="bold"), _progress(study, trials), _counts(trials), _pace(study, trials))
@@ -190,7 +188,7 @@ def _progress(study: optuna.Study, trials: list[FrozenTrial]) -> str:
 
 
 def _pace(study: optuna.Study, trials: list[FrozenTrial]) -> str:
-    """Trials a minute of late and the time that is left, where something runs and both can be told."""
+    """Return the recent trials per minute and the time left; empty if nothing runs or too few trials have ended."""
     ends = sorted(trial.datetime_complete for trial in trials if is_finished(trial) and trial.datetime_complete)
     ends = [end for end in ends if ends[-1] - end < PACE_WINDOW]
     if len(ends) < 2 or ends[-1] == ends[0] or not any(trial.state == TrialState.RUNNING for trial in trials):
@@ -203,7 +201,7 @@ def _pace(study: optuna.Study, trials: list[FrozenTrial]) -> str:
 
 
 def _outcome(trial: FrozenTrial) -> str:
-    """How a trial ended: `complete 97.20%`, `pruned   81.00% after epoch 2`, `failed   ...`."""
+    """Return how a trial ended: `complete 97.20%`, `pruned   81.00% after epoch 2`, `failed   ...`."""
     if is_duplicate(trial):
         return f"as trial {trial.user_attrs['duplicate_of']}"
     if is_infeasible(trial):
@@ -217,7 +215,7 @@ def _outcome(trial: FrozenTrial) -> str:
 
 
 def _describe_stored(trial: FrozenTrial) -> str:
-    """What was sampled for a trial, short, from what is stored, whichever version of fbsearch has stored it."""
+    """Return the sampled values of a stored trial, which another version of fbsearch may have stored."""
     config = trial.user_attrs.get("config", {})
     parts = [name.partition(".") for name in sampled_names(trial)] if config else []
     return ", ".join(f"{field} {format_value(config.get(section, {}).get(field))}" for section, _, field in parts)

@@ -1,7 +1,6 @@
-"""The commands that search a study, look at it and export from it."""
+"""The commands that search, show, export and check a study."""
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -16,9 +15,16 @@ from fbsearch.cli.options import (
     DEFAULT_STORAGE,
     EXIT_INTERRUPTED,
     AsJson,
+    GpusPerWorker,
+    NumTrials,
+    RayAddress,
+    SearchDevice,
     Storage,
     StudyName,
+    TrialTimeout,
     Untrusted,
+    Workers,
+    WorkersPerGpu,
     choose_executor,
     open_study,
 )
@@ -36,7 +42,7 @@ StudyFile = Annotated[
 
 
 class ExportFormat(StrEnum):
-    """What `export` writes: the best configurations as YAML, or all trials as a table."""
+    """The formats of `export`: the best configurations as YAML, or a table of all trials."""
 
     YAML = "yaml"
     CSV = "csv"
@@ -46,36 +52,15 @@ class ExportFormat(StrEnum):
 @app.command()
 def run(
     study_file: StudyFile = None,
-    trials: Annotated[
-        int, typer.Option(min=1, help="Finished trials the study has in the end, earlier ones counted.")
-    ] = 100,
-    workers: Annotated[
-        str, typer.Option(help="auto (one per GPU, else one per CPU core), a number, or 0: inside this process.")
-    ] = "auto",
-    workers_per_gpu: Annotated[
-        str, typer.Option(help="A number, or auto: from free memory and what the largest trial is measured to use.")
-    ] = "1",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")] = "auto",
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Workers on a Ray cluster: auto (this machine's), HOST:PORT, or local: one that is started here.",
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, help="With --ray: GPUs for each worker, such as 0.5; 0 is the CPU.")
-    ] = None,
+    trials: NumTrials = 100,
+    workers: Workers = "auto",
+    workers_per_gpu: WorkersPerGpu = "1",
+    device: SearchDevice = "auto",
+    ray: RayAddress = None,
+    gpus_per_worker: GpusPerWorker = None,
     storage: Storage = DEFAULT_STORAGE,
     timeout: Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.")] = None,
-    trial_timeout: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            help="End a worker that finishes no epoch for this many seconds, and try its trial again. Without it: 10 "
-            "times the usual epoch, at least 60 seconds. Not with --workers 0.",
-        ),
-    ] = None,
+    trial_timeout: TrialTimeout = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the study file's search.seed.")] = None,
     name: Annotated[str | None, typer.Option(help="Instead of the study file's name.")] = None,
     untrusted: Untrusted = False,
@@ -86,25 +71,15 @@ def run(
 
     from fbsearch.cli.live import make_view
     from fbsearch.cli.status import print_end
-    from fbsearch.config.study_file import check_paths
     from fbsearch.search.coordinator import Coordinator
     from fbsearch.study.database import open_storage, storage_errors
     from fbsearch.study.locks import hold_study, join_study
     from fbsearch.study.study import create_study, status
 
-    os.environ.pop("FBSEARCH_STORAGE", None)  # it may hold a password, which the workers need not know
-    config = _study_config(study_file, name=name, seed=seed)
-    if untrusted and study_file is not None:
-        check_paths(study_file, data=config.data, train=config.train)
-    if config.train.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("train.tensorboard: needs TensorBoard: pip install 'fbsearch[tensorboard]'")
+    os.environ.pop("FBSEARCH_STORAGE", None)  # workers inherit the environment, and it may hold a password
+    config = _load_config(study_file, name=name, seed=seed, untrusted=untrusted)
     executor = choose_executor(
-        config,
-        device=device,
-        workers=workers,
-        workers_per_gpu=workers_per_gpu,
-        ray=ray,
-        gpus_per_worker=gpus_per_worker,
+        config, device=device, workers=workers, per_gpu=workers_per_gpu, ray=ray, gpus_per_worker=gpus_per_worker
     )
     console = Console(stderr=as_json)
     database = open_storage(storage, create=True, patient=True)
@@ -130,19 +105,24 @@ def run(
     raise typer.Exit(EXIT_INTERRUPTED if state.end == "interrupted" else 0)
 
 
-def _study_config(study_file: Path | None, *, name: str | None, seed: int | None) -> "StudyConfig":
-    from fbsearch.config.study_file import MAX_NAME, StudyConfig, load_study_file
+def _load_config(study_file: Path | None, *, name: str | None, seed: int | None, untrusted: bool) -> "StudyConfig":
+    """Return the study file's configuration, or the default study's, with the name and the seed of the options."""
+    from fbsearch.config.study_file import MAX_NAME, StudyConfig, check_paths, load_study_file
 
-    config = StudyConfig() if study_file is None else load_study_file(study_file)
     if name is not None and not 1 <= len(name) <= MAX_NAME:
         raise typer.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--name")
+    config = StudyConfig() if study_file is None else load_study_file(study_file)
+    if untrusted and study_file is not None:
+        check_paths(study_file, data=config.data, train=config.train)
+    if config.train.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("train.tensorboard: needs TensorBoard: pip install 'fbsearch[tensorboard]'")
     search = config.search if seed is None else config.search.model_copy(update={"seed": seed})
     return config.model_copy(update={"search": search, "name": config.name if name is None else name})
 
 
 @app.command()
 def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
-    """Show where a study stands and its best trial."""
+    """Show the state of a study and its best trial."""
     from fbsearch.study.database import storage_errors
     from fbsearch.study.study import best_trial
     from fbsearch.study.study import status as study_status
@@ -153,12 +133,12 @@ def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: 
         best = None if as_json else best_trial(study)
     if as_json:
         print(json.dumps(content))
-    else:
-        from rich.console import Console
+        return
+    from rich.console import Console
 
-        from fbsearch.cli.status import print_status
+    from fbsearch.cli.status import print_status
 
-        print_status(Console(), content, best)
+    print_status(Console(), content, best)
 
 
 @app.command()
@@ -284,7 +264,7 @@ def dashboard(
         server = listen(host=host, port=port)
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port}: {error.strerror}; name another") from None
-    from fbsearch.report.dashboard import open_dashboard  # takes 3 s
+    from fbsearch.report.dashboard import open_dashboard  # slow: a used port is reported first
 
     server.set_app(
         open_dashboard(database, storage, artifacts=artifacts, host=host, token=token, read_only=read_only, say=print)

@@ -1,1 +1,1 @@
-"""Networks and curves as images. Must not know data sets, runs or databases."""
+"""Networks and curves as images. Must not import training, data or study."""

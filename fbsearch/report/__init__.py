@@ -1,1 +1,1 @@
-"""The results of a study, as an HTML page and in optuna-dashboard."""
+"""The results of a study, as an HTML page and in optuna-dashboard. Must not train anything."""

@@ -1,1 +1,1 @@
-"""Train trials, in worker processes of this machine or on a Ray cluster."""
+"""Others train: worker processes of this machine or actors on a Ray cluster. Must not import optuna."""

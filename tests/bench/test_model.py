@@ -15,7 +15,7 @@ from rich.console import Console
 from torch._dynamo import lookup_backend
 
 from fbsearch.bench.common import Timing, format_figure, interleave, machine, make_table
-from fbsearch.bench.model import bench_model, print_model_bench
+from fbsearch.bench.model import PEAK_SIZES, bench_model, print_model_bench
 from fbsearch.bench.networks import NETS, OURS, choose_net, load_implementations, our_implementations
 from fbsearch.bench.step import Subject
 from fbsearch.cli.app import main
@@ -206,7 +206,8 @@ def test_compiled_is_offered_on_request_only():
 # The whole benchmark
 
 
-def test_bench_model_gives_sane_rows_for_each_phase(capsys):
+def test_bench_model_gives_sane_rows_for_each_phase(monkeypatch, capsys):
+    monkeypatch.setitem(PEAK_SIZES, "cpu", (64, 1))
     threads = torch.get_num_threads()
     report = bench_model(sizes=["digits"], **QUICK | {"precisions": ["fp32", "bf16"]})
     assert torch.get_num_threads() == threads
