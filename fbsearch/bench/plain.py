@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 from rich.console import Console
 
 from fbsearch.bench.common import machine, make_table, print_report
@@ -20,7 +21,6 @@ from fbsearch.bench.trial import bench_run, search_seconds
 from fbsearch.config.study_file import load_study_file, render_study
 from fbsearch.errors import SearchError
 from fbsearch.study.database import open_storage
-from fbsearch.study.study import load_study
 from fbsearch.study.trial_record import FINISHED
 
 PLAIN, FBSEARCH = "plain script", "fbsearch"
@@ -79,7 +79,7 @@ def _bench_plain(study_file: Path, *, num_trials: int, device: str) -> dict[str,
     if done.returncode != 0:
         raise SearchError(f"`{' '.join(command)}` failed: {done.stderr.strip().splitlines()[-1]}")
     storage = open_storage(url)
-    trials = load_study(storage, None).get_trials(states=FINISHED)
+    trials = optuna.load_study(study_name=None, storage=storage).get_trials(states=FINISHED)
     storage.engine.dispose()
     searching = search_seconds(trials)
     return {
