@@ -7,7 +7,7 @@ Shapes: B batch, C channels, H height, W width.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,35 +38,6 @@ PEAK_SIZES = {"cuda": (8192, 256), "cpu": (1024, 8)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One implementation of one net in one precision and phase.
-
-    `flops_per_image` is counted by torch in this implementation's own step (for a compiled net in its eager form), a
-    multiply-add as two. `share_of_peak` is relative to the faster of the two peaks. `memory_mib` is the peak of a
-    training step, see `Subject.peak_memory_mib`. The ratios are this row's speed and memory divided by those of each
-    implementation named by --against.
-    """
-
-    net: str
-    precision: str
-    phase: str
-    implementation: str
-    batch_size: int
-    image_size: int
-    num_parameters: int
-    images_per_second: float
-    spread: float
-    seconds: tuple[float, ...]
-    flops_per_image: float
-    flops_per_second: float
-    share_of_peak: float
-    first_step_seconds: float
-    memory_mib: float
-    speed_ratios: dict[str, float]
-    memory_ratios: dict[str, float]
-
-
 def bench_model(
     *,
     sizes: Sequence[str],
@@ -85,6 +56,12 @@ def bench_model(
     Files named in `against` are executed, see `load_implementation`. `batch_size` replaces that of every net,
     `reference_form` applies REFERENCE_FORM to every configuration. `say` gets a line before each measurement.
     Torch's number of threads is restored at the end.
+
+    A row is one implementation of one net in one precision and phase. `flops_per_image` is counted by torch in this
+    implementation's own step (for a compiled net in its eager form), a multiply-add as two. `share_of_peak` is relative
+    to the faster of the two peaks. `memory_mib` is the peak of a training step, see `Subject.peak_memory_mib`. The
+    ratios are this row's speed and memory divided by those of each implementation named by `against`.
+
     Raises ConfigError for unknown names and unusable files, DeviceError for a missing device.
     """
     nets = [
@@ -107,7 +84,7 @@ def bench_model(
         "reference_form": reference_form,
         "against": {other.name: str(other.path) for other in others},
         "peaks": bench.peaks,
-        "rows": [asdict(row) for row in bench.rows],
+        "rows": bench.rows,
         "notes": bench.notes,
     }
 
@@ -141,7 +118,7 @@ class _Bench:
     implementations: list[Implementation]
     say: Callable[[str], None]
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def run(self, nets: Sequence[Net], precisions: Sequence[str]) -> None:
@@ -208,26 +185,27 @@ class _Bench:
             # The counter does not see into a compiled net, which computes the same as the eager one.
             flops = (subjects[OURS] if subject.is_ours else subject).count_flops(phase)
             images_per_second = net.batch_size / timings[name].median
-            row = Row(
-                net=net.name,
-                precision=precision,
-                phase=phase,
-                implementation=name,
-                batch_size=net.batch_size,
-                image_size=net.image_size,
-                num_parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
-                images_per_second=images_per_second,
-                spread=timings[name].spread,
-                seconds=timings[name].seconds,
-                flops_per_image=flops,
-                flops_per_second=flops * images_per_second,
-                share_of_peak=flops * images_per_second / max(self.peaks[precision].values()),
-                first_step_seconds=subject.first_step_seconds,
-                memory_mib=subject.memory_mib,
-                speed_ratios={other: timings[other].median / timings[name].median for other in others},
-                memory_ratios={other: subject.memory_mib / subjects[other].memory_mib for other in others},
+            self.rows.append(
+                {
+                    "net": net.name,
+                    "precision": precision,
+                    "phase": phase,
+                    "implementation": name,
+                    "batch_size": net.batch_size,
+                    "image_size": net.image_size,
+                    "num_parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+                    "images_per_second": images_per_second,
+                    "spread": timings[name].spread,
+                    "seconds": timings[name].seconds,
+                    "flops_per_image": flops,
+                    "flops_per_second": flops * images_per_second,
+                    "share_of_peak": flops * images_per_second / max(self.peaks[precision].values()),
+                    "first_step_seconds": subject.first_step_seconds,
+                    "memory_mib": subject.memory_mib,
+                    "speed_ratios": {other: timings[other].median / timings[name].median for other in others},
+                    "memory_ratios": {other: subject.memory_mib / subjects[other].memory_mib for other in others},
+                }
             )
-            self.rows.append(row)
 
 
 def print_model_bench(console: Console, report: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The view of a running search: a live table on a terminal, otherwise plain lines."""
 
-from types import TracebackType
+import contextlib
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fbsearch.cli.status import describe, describe_counts, format_seconds
+from fbsearch.cli.status import best_line, describe, describe_counts, format_seconds, make_table
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.messages import (
     OVER_LIMITS,
@@ -30,35 +30,24 @@ from fbsearch.study.trial_record import RunningTrial, trial_config
 UPDATES_PER_SECOND = 2
 
 
-class LiveTable:
+class LiveTable(Live):
     """A table that is redrawn in place while a search runs."""
 
     def __init__(self, console: Console, config: StudyConfig) -> None:
         self._config = config
         self._state: SearchState | None = None
-        self._live = Live(
-            console=console, get_renderable=self._render, refresh_per_second=UPDATES_PER_SECOND, transient=True
-        )
-
-    def __enter__(self) -> "LiveTable":
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
+        super().__init__(console=console, refresh_per_second=UPDATES_PER_SECOND, transient=True)
 
     def __call__(self, state: SearchState, event: Event | None) -> None:
         self._state = state
         if isinstance(event, (CannotStart, WorkerLost)) or (isinstance(event, WorkerDied) and event.trial is None):
-            self._live.console.print(f"[red]worker {event.worker}[/red]: {escape(event.message)}", highlight=False)
+            self.console.print(f"[red]worker {event.worker}[/red]: {escape(event.message)}", highlight=False)
         elif isinstance(event, Failed) and event.kind == OVER_LIMITS:
             return  # counted, and no fault
         elif isinstance(event, (Failed, WorkerDied)):
-            self._live.console.print(f"[red]failed[/red] trial {event.trial}: {escape(event.message)}", highlight=False)
+            self.console.print(f"[red]failed[/red] trial {event.trial}: {escape(event.message)}", highlight=False)
 
-    def _render(self) -> RenderableType:
+    def get_renderable(self) -> RenderableType:
         state = self._state
         if state is None:
             return Text("starting workers ...", style="dim")
@@ -79,15 +68,10 @@ class LiveTable:
         return Group(*rows)
 
     def _best(self, state: SearchState) -> Text:
-        if state.best is None or state.best.value is None:
-            return Text("no trial is complete yet", style="dim")
-        what = describe(trial_config(state.best), self._config.space)
-        return Text.assemble("best ", (f"{state.best.value:.2%}", "bold green"), f"  trial {state.best.number}: {what}")
+        return best_line(state.best, describe(trial_config(state.best), self._config.space) if state.best else "")
 
     def _workers(self, state: SearchState) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("worker", "device", "trial", "epoch", "val acc", "configuration"):
-            table.add_column(column, no_wrap=True, overflow="ellipsis", justify="left")
+        table = make_table("worker", "device", "trial", "epoch", "val acc", "configuration")
         for worker, record in state.pool.workers.items():
             device, running = record.device, record.running
             if running is None:
@@ -100,7 +84,7 @@ class LiveTable:
         return table
 
 
-class PlainLines:
+class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
     """One line for each trial that ends, for output that is not a terminal."""
 
     def __init__(self, console: Console, config: StudyConfig) -> None:
@@ -108,9 +92,6 @@ class PlainLines:
         self._config = config
         self._running: dict[int, RunningTrial] = {}
         self._away = ""
-
-    def __enter__(self) -> "PlainLines":
-        return self
 
     def __exit__(self, *_error: object) -> None:
         pass

@@ -145,29 +145,32 @@ def watch_table(study: optuna.Study) -> RenderableType:
     head = Table.grid(padding=(0, 2))
     head.add_row(Text(study.study_name, style="bold"), _progress(study, trials), _counts(trials), _pace(study, trials))
     best = next(iter(best_trials(study, 1)), None)
-    if best is None:
-        line = Text("no trial is complete yet", style="dim")
-    else:
-        line = Text.assemble(
-            "best ", (f"{best.value:.2%}", "bold green"), f"  trial {best.number}: {_describe_stored(best)}"
-        )
+    line = best_line(best, _describe_stored(best) if best else "")
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     ended = [trial for trial in trials if trial.datetime_complete is not None]
     latest = sorted(ended, key=lambda trial: trial.datetime_complete or 0, reverse=True)[:NUM_LATEST]
-    now = _columns("running", "epoch", "val acc", "device", "configuration")
+    now = make_table("running", "epoch", "val acc", "device", "configuration")
     for trial in running:
         values = list(trial.intermediate_values.values())
         epochs = trial.user_attrs.get("config", {}).get("train", {}).get("epochs", "?")
         accuracy, device = f"{values[-1]:.2%}" if values else "", trial.user_attrs.get("device", "starting")
         now.add_row(str(trial.number), f"{len(values)}/{epochs}", accuracy, Text(device), Text(_describe_stored(trial)))
-    then = _columns("ended", "how", "configuration")
+    then = make_table("ended", "how", "configuration")
     for trial in latest:
         then.add_row(str(trial.number), Text(_outcome(trial)), Text(_describe_stored(trial)))
     nothing = Text("no trial is running", style="dim")
     return Group(head, line, now if running else nothing, then if latest else Text())
 
 
-def _columns(*names: str) -> Table:
+def best_line(best: FrozenTrial | None, values: str) -> Text:
+    """Return a line about the best trial and its sampled values."""
+    if best is None:
+        return Text("no trial is complete yet", style="dim")
+    return Text.assemble("best ", (f"{best.value:.2%}", "bold green"), f"  trial {best.number}: {values}")
+
+
+def make_table(*names: str) -> Table:
+    """Return a table without lines; text that is too long is cut."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in names:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
