@@ -1,19 +1,19 @@
-"""The errors a user can cause or meet, each with a message that says what to do.
+"""The errors that a user can cause or meet. Their messages name the way out.
 
     FbsearchError                  printed by the command line without a traceback, exit 1
     ├── ConfigError                a study file, an export or a model's arguments cannot be used
     ├── DataError                  a data set is absent, empty or broken
-    ├── DeviceError                the device that was asked for is not there
+    ├── DeviceError                the requested device is absent
     ├── StorageError               the database cannot be opened, read or written
     ├── SearchError                a search cannot go on (the same bug in one trial after another)
     └── TrialError                 one trial cannot go on; has a `kind`, never stops the search
 
-A programmer's fault is an assertion, not one of these.
+A programmer's fault is an assertion instead.
 """
 
 
 class FbsearchError(Exception):
-    """Base of every error that is shown to the user as a plain message."""
+    """Base of all errors that are shown to the user as a plain message."""
 
 
 class ConfigError(FbsearchError):
@@ -25,7 +25,7 @@ class DataError(FbsearchError):
 
 
 class DeviceError(FbsearchError):
-    """The device that was asked for is not there."""
+    """The requested device is absent."""
 
 
 class StorageError(FbsearchError):

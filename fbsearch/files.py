@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and names for them."""
+"""Atomic writing of files, and file names."""
 
 import os
 import re
@@ -10,7 +10,7 @@ WAY_OUT = ". What was there before is whole; once that is mended, the same comma
 
 
 def write_whole(path: Path, content: str | bytes | memoryview, *, way_out: str = WAY_OUT) -> None:
-    """Write a file under another name, flush it and rename it; create its folder. Text becomes UTF-8.
+    """Write a file atomically: under another name, flushed, then renamed. Create its folder. Text becomes UTF-8.
 
     Raises StorageError, which ends in `way_out`, or UnicodeError; the previous file then stays whole.
     """
@@ -30,5 +30,5 @@ def write_whole(path: Path, content: str | bytes | memoryview, *, way_out: str =
 
 
 def file_name(study: str) -> str:
-    """A study's name as that of a file or folder: no separators, no leading dots."""
+    """Return a study's name as the name of a file or folder, without separators and leading dots."""
     return re.sub(r"[^\w.-]+", "_", study).lstrip(".") or "study"

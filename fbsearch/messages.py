@@ -1,9 +1,9 @@
-"""What workers tell the coordinator: plain data, so that it can be read where torch is not loaded.
+"""Messages from workers to the coordinator: plain data, which can be read without torch.
 
-The order for one worker is: Ready or CannotStart, then for each trial Started, Epoch (once an epoch, in order) and
-exactly one of Finished, Stopped and Failed. A worker that dies sends nothing more; its executor says WorkerDied in
-its place, starts another one, and that begins with Ready again. Where none becomes ready it says WorkerLost at last.
-Times are seconds on the worker's clock, memory is MiB.
+A worker sends Ready or CannotStart, then for each trial Started, Epoch (once an epoch, in order) and exactly one of
+Finished, Stopped and Failed. If a worker dies, its executor sends WorkerDied in its place and starts another one, which
+begins with Ready; if none becomes ready, the executor sends WorkerLost. Times are seconds on the worker's clock, memory
+is MiB.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ OVER_LIMITS = "over_limits"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageShape:
-    """What a network must fit: images of in_channels x image_size x image_size pixels, of num_classes classes."""
+    """The shape of images, in_channels x image_size x image_size pixels, and their number of classes."""
 
     num_classes: int
     in_channels: int
@@ -27,7 +27,7 @@ class ImageShape:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What a network and a reader need to know of a data set once it is loaded."""
+    """The facts about a loaded data set that networks and reports need."""
 
     num_classes: int
     in_channels: int
@@ -45,7 +45,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True, slots=True)
 class EpochStats:
-    """One finished epoch. `epoch` counts from 1; losses are mean cross-entropy in nats, accuracies in [0, 1]."""
+    """The figures of an epoch. `epoch` counts from 1; losses are mean cross-entropy in nats, accuracies in [0, 1]."""
 
     epoch: int
     train_loss: float
@@ -62,7 +62,7 @@ class EpochStats:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """An array of uint8 as text, base64 of its bytes in C order: it goes through pipes and into a database as it is."""
+    """An array of uint8 as text, base64 of its bytes in C order, which pipes and databases can hold."""
 
     shape: tuple[int, ...]
     base64: str
@@ -70,11 +70,11 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Where a trained network looks on a few validation images, the same in every trial of a study.
+    """Attention maps of a trained network on a few validation images, the same in every trial of a study.
 
     `images` is [N, H, W, C]; `stages` has an array [N, h, w] for each stage, the mean over its channels, each map
-    scaled to its own range. Sides are at most `attention.MAX_SIDE`. `labels` are the true classes, `said` what the
-    network takes the images for, `shares` how sure it is, in [0, 1].
+    scaled to its own range. Sides are at most `attention.MAX_SIDE`. `labels` are the true classes, `said` the predicted
+    ones, `shares` the probabilities of the predictions, in [0, 1].
     """
 
     images: Pixels
@@ -86,7 +86,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a run computes its steps on a GPU: as one captured CUDA graph, or kernel by kernel and why."""
+    """The execution of steps on a GPU: as one captured CUDA graph, or kernel by kernel with the reason for it."""
 
     mode: Literal["graph", "eager"]
     reason: str = ""
@@ -94,14 +94,14 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Base: which worker speaks."""
+    """Base of all messages, with the number of the worker."""
 
     worker: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ready(Event):
-    """The worker has loaded the data and waits for trials. `versions` are of the packages that train."""
+    """The worker has loaded the data and waits for trials. `versions` are those of the packages that train."""
 
     device: str
     dataset: DatasetInfo
@@ -111,7 +111,7 @@ class Ready(Event):
 
 @dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """Something a person may want to read while waiting, such as how many images are decoded."""
+    """A line for the user who waits, such as the number of images decoded so far."""
 
     text: str
 
@@ -136,7 +136,7 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True)
 class Epoch(Event):
-    """The trial has finished one more epoch. The first one on a GPU says how the steps are computed."""
+    """The trial has finished one more epoch. The first one on a GPU has `execution`."""
 
     trial: int
     stats: EpochStats
@@ -154,7 +154,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, slots=True)
 class Stopped(Event):
-    """The trial was stopped before its end, as asked."""
+    """The trial was stopped before its end on request."""
 
     trial: int
 
@@ -171,7 +171,7 @@ class Failed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CannotStart(Event):
-    """The worker cannot set up its device or load the data. Where none ever could, the user must act."""
+    """The worker cannot set up its device or load the data."""
 
     message: str
 
@@ -191,6 +191,6 @@ class WorkerDied(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost(Event):
-    """The worker is gone and no other is started in its place: none of several became ready."""
+    """The worker is gone and not replaced: none of several replacements became ready."""
 
     message: str

@@ -22,14 +22,16 @@ TrainedModelPath = Annotated[
 def train(
     best: Annotated[Path, typer.Argument(help="A file that `fbsearch export` wrote.")],
     rank: Annotated[int | None, typer.Option(min=1, help="Which configuration; 1, the best, by default.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="The best so many configurations instead of one.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Train this many of the best configurations instead of one.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many times each: its own seed, then +1, +2 ...")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the configuration's.")] = None,
     keep_validation: Annotated[
         bool, typer.Option("--keep-validation", help="Keep the validation images apart instead of training on them.")
     ] = False,
     early_stopping: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many epochs without a better validation accuracy.")
+        int | None, typer.Option(min=1, help="Stop after this many epochs without a better validation accuracy.")
     ] = None,
     keep_best: Annotated[
         bool | None,

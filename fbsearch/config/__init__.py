@@ -1,1 +1,1 @@
-"""The files that a user writes, and their checks, which run before torch or optuna is loaded: must not import them."""
+"""The files that a user writes, and their checks. Must not import torch or optuna, which load after the checks."""
