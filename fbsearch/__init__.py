@@ -1,6 +1,6 @@
 """fbsearch: find the best FractalBrainNet for your images.
 
-What a program needs is here by name, each loaded when it is first used:
+The public names of the package. Each is loaded on first use:
 
     config = fbsearch.load_export("best.yaml").configs[0]
     model = fbsearch.FractalBrainNet(config.model, num_classes=config.num_classes, in_channels=config.in_channels)

@@ -48,11 +48,12 @@ def bench_against_plain(
                 path = Path(folder, "study.yaml")
                 path.write_text(render_study(config.model_copy(update={"search": search})), encoding="utf-8")
                 say(f"{FBSEARCH}, pruner {pruner}, seed {seed}")
-                ours = _bench_fbsearch(path, seed, num_trials=num_trials, workers=workers, device=device)
+                ours = bench_run(path, num_trials=num_trials, workers=workers, device=device, seed=seed)
                 say(f"{PLAIN}, pruner {pruner}, seed {seed}")
                 plain = _bench_plain(path, num_trials=num_trials, device=device)
             for who, figures in ((FBSEARCH, ours), (PLAIN, plain)):
-                runs.append({"who": who, "pruner": pruner, "seed": seed, **figures})
+                shared = {name: figures[name] for name in ("num_trials", *FIGURES)}
+                runs.append({"who": who, "pruner": pruner, "seed": seed, **shared})
     return {
         "machine": found,
         "study_file": str(study_file),
@@ -60,11 +61,6 @@ def bench_against_plain(
         "runs": runs,
         "ratios": _ratios(runs, config.search.pruner),
     }
-
-
-def _bench_fbsearch(study_file: Path, seed: int, *, num_trials: int, workers: str, device: str) -> dict[str, Any]:
-    run = bench_run(study_file, num_trials=num_trials, workers=workers, device=device, seed=seed)
-    return {name: run[name] for name in ("num_trials", *FIGURES)}
 
 
 def _bench_plain(study_file: Path, *, num_trials: int, device: str) -> dict[str, Any]:

@@ -287,6 +287,7 @@ def test_print_model_bench_shows_every_figure(tmp_path):
     assert lines[-1].rstrip() == "note: something [is] left out"
 
 
+@pytest.mark.slow
 def test_bench_model_compiled_says_how_long_the_first_step_takes(monkeypatch):
     """Traced and differentiated as for every backend of torch.compile, but by one that needs no C++ compiler."""
     graphs = []
