@@ -14,13 +14,11 @@ def check(outcome: chaos.Outcome, num_trials: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_study_on_sqlite_under_sabotage_ends_whole(tmp_path: Path) -> None:
     check(chaos.on_sqlite(tmp_path, seed=0, num_trials=16, num_workers=2), 16)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 # The connections of who watches are cut with the server's.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_study_on_postgresql_under_sabotage_ends_whole(tmp_path: Path, postgres: object) -> None:

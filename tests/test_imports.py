@@ -146,7 +146,7 @@ def test_file_never_loads_what_its_folder_leaves_out(path: Path) -> None:
 def loaded(*command: str) -> set[str]:
     """The packages that a Python process has loaded when it ends."""
     process = subprocess.run(
-        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True, timeout=240
     )
     lines = [line for line in process.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}

@@ -69,7 +69,6 @@ def test_readme_names_the_main_commands() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_readme_commands_run_in_order(
     folder: Path, fbsearch: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ def program(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]"
     """Run the installed command in a process of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "FBSEARCH_STORAGE"}
     return subprocess.run(
-        [PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
     )
 
 

@@ -134,7 +134,7 @@ def test_digits_and_folder_import_neither_scikit_learn_nor_torchvision(make_tree
     print([name for name in ("sklearn", "torchvision", "scipy", "pandas", "optuna") if name in sys.modules])
     """
     command = [sys.executable, "-W", "error", "-c", dedent(code)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "[]\n"
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout == "[]\n"
 
 
 # ----------------------------------------------------------------------------------------------- statistics and batches

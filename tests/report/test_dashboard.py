@@ -100,7 +100,7 @@ def dashboard(url: str, folder: Path, *flags: str) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                code = process.wait(timeout=10)
+                code = process.wait(timeout=120)
             finally:
                 process.kill()
         said = Path(log.name).read_text()
@@ -114,7 +114,7 @@ def ask(
         address, data=body, method=method, headers={name.replace("_", "-"): value for name, value in headers.items()}
     )
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -319,7 +319,7 @@ def test_dashboard_asks_for_a_token_and_lets_in_who_knows_it(browser: "Browser",
 def test_dashboard_host_of_another_is_refused(address: str) -> None:
     host, port = address.removeprefix("http://").split(":")
     for name, expected in (("evil.example", 403), ("127.0.0.1.evil.example", 403), (f"localhost:{port}", 302)):
-        connection = http.client.HTTPConnection(host, int(port), timeout=20)
+        connection = http.client.HTTPConnection(host, int(port), timeout=120)
         connection.request("GET", "/", headers={"Host": name})
         assert connection.getresponse().status == expected
         connection.close()
@@ -386,7 +386,7 @@ def test_dashboard_open_while_a_search_runs_does_not_disturb_it(tmp_path: Path) 
         output, _ = search.communicate()
         assert search.returncode == 0, output
         # The dashboard keeps what it read for some seconds: how many states of the study it shows is its own affair.
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while complete() != 8 and time.monotonic() < until:
             time.sleep(0.5)
         assert complete() == 8

@@ -1,5 +1,6 @@
 """The coordinator on a real SQLite study: exactly N, pruning, failures with reasons, nothing left running."""
 
+import importlib
 import multiprocessing
 import signal
 import threading
@@ -258,6 +259,7 @@ def test_search_interrupted_puts_running_trials_back_and_goes_on(open_study: Any
 
 
 def test_search_timeout_ends_in_time_and_leaves_nothing_running(open_study: Any) -> None:
+    importlib.import_module("torch._dynamo")  # the first time it may take longer than the search
     config = make_config(epochs=3000)
     study = open_study(config)
     state = search(study, config, num_trials=4, timeout=2)

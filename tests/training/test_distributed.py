@@ -98,12 +98,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # four starts of torch; the machine may be busy
 def test_torchrun_killed_goes_on_and_scores_like_one_process(tmp_path):
     (tmp_path / "best.yaml").write_text(yaml.safe_dump(EXPORT), encoding="utf-8")
     process = torchrun(tmp_path, "killed")
     metrics = tmp_path / "killed" / "digits" / "rank-1" / "seed-7" / "metrics.csv"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(rows(metrics)) < 2:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.02)
@@ -116,7 +115,7 @@ def test_torchrun_killed_goes_on_and_scores_like_one_process(tmp_path):
 
     for output in ("killed", "whole"):
         process = torchrun(tmp_path, output)
-        said, errors = process.communicate(timeout=240)
+        said, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors
         # One process speaks, once.
         assert said.count("test accuracy") == 1 and said.count("Results are in") == 1

@@ -46,7 +46,7 @@ def make_trial(*, epochs: int) -> TrialConfig:
     return TrialConfig(data=DATA, model=model, train=TrainConfig(epochs=epochs))
 
 
-def collect(executor: RayExecutor, until: Callable[[Event], bool], seconds: float = 120) -> list[Event]:
+def collect(executor: RayExecutor, until: Callable[[Event], bool], seconds: float = 240) -> list[Event]:
     found: list[Event] = []
     deadline = time.monotonic() + seconds
     while not any(until(event) for event in found):
@@ -188,7 +188,7 @@ def test_ray_a_killed_coordinator_takes_its_workers_along_and_the_same_command_g
     first.communicate()
     wait_until(lambda: not actors())
     second = fbsearch(tmp_path, *command)
-    output, _ = second.communicate(timeout=200)
+    output, _ = second.communicate(timeout=400)
     assert second.returncode == 0 and "3 trials finished" in output, output
 
 
