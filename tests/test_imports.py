@@ -162,6 +162,7 @@ def test_search_leaves_torch_out() -> None:
     assert {"torch", "torchvision", "sklearn", "pandas", "plotly"} & packages == set()
 
 
+@pytest.mark.slow
 def test_worker_leaves_optuna_out() -> None:
     packages = loaded("-c", "import fbsearch.workers.worker")
     assert {"fbsearch", "torch"} <= packages

@@ -67,6 +67,7 @@ def test_untrusted_study_file_with_a_path_that_leaves_is_refused(here: Path, com
     assert list(here.iterdir()) == [here / "data", here / "s.yaml"] or not (here / "studies").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_storage_password_is_in_no_message_and_no_traceback(debug: list[str]) -> None:
     for command in (["status"], ["run", "--trials", "1", "--workers", "2", "--device", "cpu"]):
@@ -82,6 +83,7 @@ def test_storage_password_as_an_argument_is_said_to_be_seen() -> None:
     assert SECRET not in found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_storage_password_reaches_no_worker_database_or_output(tmp_path: Path) -> None:
     # SQLite ignores a query that it does not know, so that a real search runs on a URL with a password.
     file = tmp_path / "s.db"

@@ -234,6 +234,7 @@ def test_bench_model_gives_sane_rows_for_each_phase(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [SAME, REFERENCE_LIKE], ids=["our arguments", "the reference's arguments"])
 def test_bench_model_against_a_file_gives_ratios(tmp_path, text):
     path = write(tmp_path, text)
@@ -332,6 +333,7 @@ def test_bench_model_device_that_is_not_there_says_so():
         bench_model(sizes=["digits"], precisions=["fp32"], device="tpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

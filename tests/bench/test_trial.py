@@ -25,6 +25,7 @@ search: {pruner: none}
 """
 
 
+@pytest.mark.slow
 def test_bench_trial_gives_the_figures_of_a_run(tmp_path: Path) -> None:
     study_file = tmp_path / "study.yaml"
     study_file.write_text(STUDY)
@@ -41,6 +42,7 @@ def test_bench_trial_gives_the_figures_of_a_run(tmp_path: Path) -> None:
     assert "overhead_share" in console.export_text()
 
 
+@pytest.mark.slow
 def test_bench_trial_of_a_run_that_fails_says_why(tmp_path: Path) -> None:
     study_file = tmp_path / "study.yaml"
     study_file.write_text(STUDY.replace("{limit: 200}", "{name: folder, root: absent}"))
@@ -69,6 +71,7 @@ def test_against_plain_trains_the_same_trials_in_both(tmp_path: Path) -> None:
     assert "x the plain script's" in console.export_text()
 
 
+@pytest.mark.slow
 def test_plain_search_draws_the_configurations_that_fbsearch_draws(tmp_path: Path) -> None:
     config = StudyConfig.model_validate(yaml.safe_load(STUDY))
     config = config.model_copy(update={"search": config.search.model_copy(update={"sampler": "random"})})

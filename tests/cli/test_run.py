@@ -22,6 +22,8 @@ from fbsearch.config.export_file import load_export
 from fbsearch.study.database import open_storage
 from fbsearch.study.study import load_study
 
+pytestmark = pytest.mark.slow  # processes that import torch
+
 CIFAR_ZIP = Path(__file__).parents[3] / "shared" / "data" / "cifar10-images.zip"
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -118,7 +120,6 @@ def test_run_exported_configuration_builds_without_optuna(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
 
 
-@pytest.mark.slow
 def test_run_killed_at_any_moment_ends_with_exactly_n(folder: Path) -> None:
     rng = random.Random(0)
     for num_more in (-1, 0, 1, 12):  # before the workers are ready, at the first trial, and then anywhere

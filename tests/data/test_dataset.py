@@ -123,6 +123,7 @@ def test_without_test_the_split_is_left_out_but_counted():
     assert data.test is None and data.info.num_test == 360
 
 
+@pytest.mark.slow
 def test_digits_and_folder_import_neither_scikit_learn_nor_torchvision(make_tree):
     tree = make_tree(train={"a": 3, "b": 3})
     code = f"""

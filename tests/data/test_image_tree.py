@@ -427,6 +427,7 @@ def test_cache_is_built_once_by_processes_that_start_together(make_tree):
     assert all(lines in ([], [waiting], ["decoded 600 train images"]) for lines in notices)
 
 
+@pytest.mark.slow
 def test_cache_survives_a_kill_while_decoding(make_tree, cache):
     tree = make_tree(train={"a": 600, "b": 600}, size=(300, 300), end=".jpg")
     victim = subprocess.Popen(python_command(f"{LOAD}\nload({str(tree)!r})"), stdout=subprocess.PIPE)

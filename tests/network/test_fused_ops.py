@@ -86,6 +86,7 @@ def assert_like_plain(net: FractalBrainNet, x_BCHW: Tensor) -> None:
     torch.testing.assert_close(state, plain_state, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     levels=st.lists(st.integers(1, 3), min_size=1, max_size=2),
@@ -125,6 +126,7 @@ def test_net_any_configuration_equals_the_plain_form(
     assert_like_plain(net.train(training), x_BCHW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("activation", get_args(Activation))
 def test_net_any_activation_equals_the_plain_form(activation, training):

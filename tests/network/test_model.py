@@ -579,6 +579,7 @@ def test_size_documented_has_the_reference_parameter_count(size, millions):
     assert (num_parameters(net) + mask_copies) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
+@pytest.mark.slow
 def test_size_xlarge_builds():
     with torch.device("meta"):
         assert create_fractal_brain_net("xlarge")(torch.empty(2, 3, 64, 64)).shape == (2, 10)

@@ -68,6 +68,7 @@ def test_layers_add_up_to_what_the_net_costs(model: dict[str, object]) -> None:
     assert layers[-1].shape == (10,) and ("attention" in str(layers)) == (model.get("global_attention") != "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [(1,), (2, 3), (8, 1)])
 def test_architecture_has_one_bar_for_each_convolution_and_join(levels: tuple[int, ...]) -> None:
     config = make_config(fractal_levels=levels)

@@ -38,6 +38,8 @@ from fbsearch.study.trial_record import fail
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.slow  # processes that import torch
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -354,7 +356,6 @@ def test_dashboard_open_its_own_page_may_delete(address: str) -> None:
     assert ask(f"{address}/api/studies/{number}", "DELETE", b"{}", Origin=address, **json_type)[0] == 204
 
 
-@pytest.mark.slow
 def test_dashboard_open_while_a_search_runs_does_not_disturb_it(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'live.db'}"
     open_storage(url, create=True).engine.dispose()

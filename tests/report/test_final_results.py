@@ -134,6 +134,7 @@ def test_report_escapes_what_the_files_say(study: optuna.Study) -> None:
     assert trace["y"][0].startswith("&lt;script&gt;")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -110,6 +110,7 @@ def test_trials_frame_takes_curves_of_older_studies_from_optuna(storage: RDBStor
 # What stands in it.
 
 
+@pytest.mark.slow
 def test_report_says_what_was_found(storage: RDBStorage, folder: Path) -> None:
     study = make_study(storage, 60)
     path = write_report(study)
@@ -139,6 +140,7 @@ def test_report_says_what_was_found(storage: RDBStorage, folder: Path) -> None:
     assert list(page.data["templates"]) == ["light", "dark"]
 
 
+@pytest.mark.slow
 def test_report_shows_as_many_of_the_best_as_asked(storage: RDBStorage, folder: Path) -> None:
     page = Page(write_report(make_study(storage, 30), folder / "new" / "a.html", top=3))
     assert "rank3" in page.ids and "rank4" not in page.ids

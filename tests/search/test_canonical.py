@@ -69,6 +69,7 @@ def test_canonical_keeps_apart_what_differs() -> None:
         assert canonical(make_trial({}, one)) != canonical(make_trial({}, other)), (one, other)
 
 
+@pytest.mark.slow
 def test_canonical_same_form_trains_to_the_same_numbers() -> None:
     data = load_dataset(DataConfig(limit=100), with_test=False)
 

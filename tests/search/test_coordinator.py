@@ -133,6 +133,7 @@ def test_search_prunes_and_stores_what_there_was(open_study: Any) -> None:
         assert trial.user_attrs["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_search_in_processes_ends_with_exactly_n_while_workers_are_killed(open_study: Any) -> None:
     config = make_config(epochs=3)
     study = open_study(config)
@@ -170,6 +171,7 @@ def test_search_the_same_failure_in_three_trials_stops_with_its_message(open_stu
     assert {trial.user_attrs["failure"]["kind"] for trial in study.trials} == {"invalid_configuration"}
 
 
+@pytest.mark.slow
 def test_search_a_loss_that_is_not_finite_is_recorded_and_not_tried_again(open_study: Any) -> None:
     space = {"train.learning_rate": {"choices": [0.01, 0.02, 0.03, 1e30]}}
     config = make_config(space=space, optimizer="sgd", schedule="constant", epochs=1)
@@ -223,12 +225,14 @@ def test_search_data_that_changed_since_the_last_run_is_refused(open_study: Any,
         search(open_study(config), config, num_trials=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "cmaes", "gp"])
 def test_search_every_sampler_works(open_study: Any, sampler: str) -> None:
     config = make_config(epochs=1, search={"sampler": sampler}, space={k: SPACE[k] for k in ("train.learning_rate",)})
     assert search(open_study(config), config, num_trials=3).num_finished == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
 def test_search_every_pruner_works(open_study: Any, pruner: str) -> None:
     config = make_config(epochs=3, search={"pruner": pruner})
@@ -258,6 +262,7 @@ def test_search_interrupted_puts_running_trials_back_and_goes_on(open_study: Any
     assert status(study, url=url)["num_failed"] == 0
 
 
+@pytest.mark.slow
 def test_search_timeout_ends_in_time_and_leaves_nothing_running(open_study: Any) -> None:
     importlib.import_module("torch._dynamo")  # the first time it may take longer than the search
     config = make_config(epochs=3000)
@@ -267,6 +272,7 @@ def test_search_timeout_ends_in_time_and_leaves_nothing_running(open_study: Any)
     assert {trial.state for trial in study.trials} == {TrialState.FAIL, TrialState.WAITING}
 
 
+@pytest.mark.slow
 def test_search_data_that_cannot_be_loaded_stops_with_that_message(open_study: Any, tmp_path: Path) -> None:
     data = {"name": "folder", "root": str(tmp_path / "absent")}
     config = make_config().model_copy(update={"data": make_config().data.model_validate(data)})
@@ -304,6 +310,7 @@ def test_search_keeps_attention_maps_of_the_best_at_their_moment(open_study: Any
     assert {trial.user_attrs["worker"] for trial in study.trials} == {0}
 
 
+@pytest.mark.slow
 def test_search_over_the_limits_is_not_trained_and_not_counted(open_study: Any) -> None:
     levels = {"num_stages": [1], "level": [1]}
     space: dict[str, Any] = {"model.base_channels": {"low": 4, "high": 64, "step": 4}, "model.fractal_levels": levels}
@@ -335,6 +342,7 @@ def test_search_with_limits_that_nothing_meets_stops_and_says_so(open_study: Any
     assert len(study.trials) == 5 and all(map(is_infeasible, study.trials))
 
 
+@pytest.mark.slow
 def test_search_small_space_trains_each_configuration_once_and_ends(open_study: Any) -> None:
     # momentum is no part of adamw: three distinct configurations of six.
     space = {"train.learning_rate": {"choices": [0.01, 0.02, 0.03]}, "train.momentum": {"choices": [0.5, 0.9]}}

@@ -25,6 +25,8 @@ from fbsearch.study.trial_record import fail, is_finished, is_infeasible, put_ba
 from fbsearch.workers.executor import MAX_STARTS
 from fbsearch.workers.local import ProcessExecutor
 
+pytestmark = pytest.mark.slow  # processes that import torch
+
 RATE: dict[str, Any] = {"train.learning_rate": {"low": 0.003, "high": 0.05, "log": True}}
 TOO_BIG = 2**20
 
@@ -128,7 +130,6 @@ def photos_of_two(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-@pytest.mark.slow
 def test_search_goes_on_without_a_worker_whose_data_are_gone_and_stops_without_any(
     storage: Any, photos_of_two: Path, cache: Path
 ) -> None:

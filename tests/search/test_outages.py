@@ -24,6 +24,8 @@ from fbsearch.workers.executor import Executor
 from fbsearch.workers.local import InProcessExecutor, ProcessExecutor
 from tests.study.test_retrying_storage import locked_for, patient_storage
 
+pytestmark = pytest.mark.slow  # processes that import torch
+
 EPOCHS = 20
 CONFIG = StudyConfig.model_validate(
     {

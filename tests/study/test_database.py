@@ -105,6 +105,7 @@ OPEN_AT_ONCE = (
 )
 
 
+@pytest.mark.slow
 def test_open_storage_new_file_opened_by_several_at_once(tmp_path: Path) -> None:
     for number in range(3):
         command = [sys.executable, "-c", OPEN_AT_ONCE, f"sqlite:///{tmp_path / f'{number}.db'}"]
@@ -385,6 +386,7 @@ def test_hold_study_read_only_folder_says_so(guarded: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_full_disk_says_so_and_goes_on_once_there_is_room(small_disk: Path) -> None:
     url = f"sqlite:///{small_disk / 'x.db'}"
     with opened(url, create=True) as storage:

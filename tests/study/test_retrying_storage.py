@@ -89,6 +89,7 @@ def locked_for(path: Path, seconds: float) -> Iterator[None]:
     process.wait()
 
 
+@pytest.mark.slow
 def test_patient_study_locked_by_another_process_waits_and_writes_everything(url: str, tmp_path: Path) -> None:
     seen: list[str] = []
     with patient_study(url) as study, while_away(study, noting(seen)):
@@ -118,6 +119,7 @@ def test_patient_study_on_a_full_disk_waits_for_room(tmp_path: Path) -> None:
         check_whole(url, num_trials=11)
 
 
+@pytest.mark.slow
 def test_patient_study_stops_with_the_error_when_patience_is_over_and_at_once_after(url: str, tmp_path: Path) -> None:
     seen: list[str] = []
     with patient_study(url, patience=0.5) as study, while_away(study, noting(seen)):
@@ -241,6 +243,7 @@ class CuttingProxy:
         self._listener.close()
 
 
+@pytest.mark.slow
 def test_patient_study_does_nothing_twice_where_only_the_answer_was_lost(postgres: PostgresServer) -> None:
     url = postgres.new_database()
     proxy = CuttingProxy(postgres.port)

@@ -61,6 +61,7 @@ def test_train_other_seed_gives_other_numbers(digits: Dataset) -> None:
     assert without_times(run(make_config(seed=1), digits)[1]) != without_times(run(make_config(seed=2), digits)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant", "halving"])
 def test_train_every_optimizer_and_schedule_lowers_the_loss(digits: Dataset, optimizer: str, schedule: str) -> None:
@@ -89,6 +90,7 @@ def test_train_early_stopping_ends_after_patience(digits: Dataset) -> None:
     assert len(history) == best + 1 + 2 < 50
 
 
+@pytest.mark.slow
 def test_train_keep_best_leaves_the_best_epochs_weights(digits: Dataset) -> None:
     for seed in range(5):  # a constant high rate: the first seed whose last epoch is not its best
         config = make_config(epochs=6, keep_best=True, schedule="constant", learning_rate=0.03, seed=seed)
@@ -103,6 +105,7 @@ def test_train_keep_best_leaves_the_best_epochs_weights(digits: Dataset) -> None
     assert final_accuracy(history, make_config().train) == history[-1].val_accuracy
 
 
+@pytest.mark.slow
 def test_train_bf16_learns_and_keeps_weights_in_fp32(digits: Dataset) -> None:
     model, history = run(make_config(precision="bf16", epochs=4), digits)
     assert history[-1].train_loss < history[0].train_loss

@@ -106,6 +106,7 @@ def test_estimate_memory_is_close_where_training_or_validation_is_the_larger(cas
     assert 0.9 <= ratio(*CASES[case]) <= 1.1
 
 
+@pytest.mark.slow
 def test_estimate_memory_grows_with_what_costs_memory() -> None:
     model = ModelConfig(fractal_levels=(1,), base_channels=8, global_attention="none")
     data = make_data(in_channels=1, image_size=8, num_train=2, num_val=2)
@@ -119,6 +120,7 @@ def test_estimate_memory_grows_with_what_costs_memory() -> None:
     assert estimate(make_trial(model, batch_size=64, learning_rate=0.3, label_smoothing=0.0), data) == small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", typing.get_args(Activation))
 def test_estimate_memory_knows_every_activation(activation: Activation) -> None:
     model = ModelConfig(fractal_levels=(1,), base_channels=4, activation=activation, global_attention="pooled")
@@ -134,6 +136,7 @@ def test_estimate_memory_draws_no_random_numbers() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_live_storages_count_what_mem_tracker_counts() -> None:
     config = ModelConfig(fractal_levels=(2,), base_channels=8)
     peaks = []

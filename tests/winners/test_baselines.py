@@ -138,6 +138,7 @@ def test_random_search_of_draws_that_diverge_says_so(tmp_path: Path) -> None:
 # How baselines are trained.
 
 
+@pytest.mark.slow
 def test_fit_size_shrinks_only_what_cannot_be_built() -> None:
     def shape(image_size: int) -> ImageShape:
         return ImageShape(num_classes=10, in_channels=1, image_size=image_size)
@@ -167,6 +168,7 @@ def make_baselines(export: Export, folder: Path, **settings: Any) -> Baselines:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_baselines_that_fail_fail_alone_with_their_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_baselines(make_export(), tmp_path)
     monkeypatch.setattr(room, "BASELINES", ("small", "medium", "random_search"))
@@ -225,6 +227,7 @@ def test_train_with_baselines_compares_all_and_trains_nothing_twice(fbsearch: Fb
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
+@pytest.mark.slow
 def test_train_of_named_baselines_killed_goes_on_after_the_last_epoch(fbsearch: Fbsearch, tmp_path: Path) -> None:
     (tmp_path / "best.yaml").write_text(dump_export(make_export(epochs=12)))
     arguments = [

@@ -261,6 +261,7 @@ def test_export_onnx_without_its_packages_names_them(model: TrainedModel) -> Non
         export_model(model, model.folder / "model.onnx", kind="onnx", packages=["onnx_that_nobody_has"])
 
 
+@pytest.mark.slow
 def test_export_whose_outputs_differ_is_not_written(model: TrainedModel) -> None:
     path = model.folder / f"model{EXPORT_ENDINGS[ModelFormat.TORCH]}"
     with pytest.raises(ConfigError, match="not written: its outputs differ"):

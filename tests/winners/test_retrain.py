@@ -97,6 +97,7 @@ def numbers(history: list[EpochStats]) -> list[tuple[float, ...]]:
     return [(s.epoch, s.train_loss, s.train_accuracy, s.val_loss, s.val_accuracy, s.learning_rate) for s in history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "schedule", "more"),
     [
@@ -175,6 +176,7 @@ def start_command(folder: Path, *arguments: str) -> multiprocessing.process.Base
     return process
 
 
+@pytest.mark.slow
 def test_train_killed_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """SIGKILL at random moments; then the files are those of an uninterrupted run, byte by byte."""
     write_export(tmp_path, make_export(epochs=16, drop_path="mixed", fractal_levels=(2,)))
@@ -212,6 +214,7 @@ def test_train_killed_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tmp_p
     assert left == {path.name for path in other.iterdir()} and "training.pt" not in left
 
 
+@pytest.mark.slow
 def test_train_writes_all_results_and_trains_a_finished_seed_no_more(fbsearch: Fbsearch, tmp_path: Path) -> None:
     write_export(tmp_path, make_export(2, epochs=2, drop_path="global", fractal_levels=(2, 1)))
     code, output, errors = fbsearch("train", "best.yaml", "--top", 2, "--seeds", 2, "--device", "cpu")

@@ -30,6 +30,7 @@ def test_choose_workers_per_gpu_by_memory_and_cores(free, worker, cores, gpus, n
     assert choose_workers_per_gpu(Use(free, worker), num_cores=cores, num_gpus=gpus) == number
 
 
+@pytest.mark.slow
 def test_heaviest_trial_is_the_largest_net_in_the_largest_batch():
     space = {
         "model.base_channels": ChoiceSpace(choices=(8, 32)),
@@ -40,6 +41,7 @@ def test_heaviest_trial_is_the_largest_net_in_the_largest_batch():
     assert (trial.model.base_channels, trial.train.batch_size) == (32, 256)
 
 
+@pytest.mark.slow
 def test_measure_use_that_fails_says_why():
     with pytest.raises(DeviceError, match=r"--workers-per-gpu auto: measuring a trial on cuda:99 failed: .+; write a"):
         measure_use(StudyConfig(), "cuda:99")
