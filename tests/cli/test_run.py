@@ -77,9 +77,16 @@ def last_json(output: str) -> dict[str, Any]:
     return content
 
 
-def wait_until_gone(pids: list[int], seconds: float) -> None:
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two
+        return False
+
+
+def wait_until_gone(processes: list[psutil.Process], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+    while any(map(is_running, processes)):
         assert time.monotonic() < deadline, "workers outlived their coordinator"
         time.sleep(0.05)
 
@@ -130,7 +137,7 @@ def test_run_killed_at_any_moment_ends_with_exactly_n(folder: Path) -> None:
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, 0.3))
-            children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+            children = psutil.Process(process.pid).children(recursive=True)
         wait_until_gone(children, 60)
     found = states(folder, "small")
     assert found.count(TrialState.COMPLETE) + found.count(TrialState.PRUNED) < 120, "it ended before it could be killed"
