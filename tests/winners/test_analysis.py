@@ -4,7 +4,6 @@ import json
 import math
 import re
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from fbsearch.cli.app import main
 from fbsearch.config.models import DataConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.errors import ConfigError, DeviceError
-from fbsearch.network.analysis import correlate_neighbours
 from fbsearch.winners.analysis import analyze_export, compare_nets, load_weights, pick_samples
 from tests.pictures.test_maps import make_net
 
@@ -62,24 +60,6 @@ def shown(*tables: object) -> str:
 
 
 # Comparing nets
-
-
-def test_neighbour_correlations_are_numpys_and_have_the_hierarchys_mean():
-    torch.manual_seed(1)
-    analysis = make_net(fractal_levels=(1, 1, 1)).analyze_fractal_patterns(torch.randn(5, 1, 8, 8))
-    maps = analysis["attention_maps"]
-    found = correlate_neighbours(maps)
-    expected = []
-    for above_B1HW, below_B1HW in pairwise(maps):
-        resized_B1HW = torch.nn.functional.interpolate(below_B1HW, size=above_B1HW.shape[-2:], mode="bilinear")
-        pairs = zip(above_B1HW.numpy(), resized_B1HW.numpy(), strict=True)
-        expected.append(np.mean([np.corrcoef(above.ravel(), below.ravel())[0, 1] for above, below in pairs]))
-    assert found == pytest.approx(expected, abs=1e-5) and len(found) == 2
-    assert np.mean(found) == pytest.approx(analysis["hierarchical_organization"]["correlation"], abs=1e-5)
-
-
-def test_neighbour_correlation_of_a_constant_map_is_0():
-    assert correlate_neighbours([torch.rand(2, 1, 4, 4), torch.ones(2, 1, 2, 2)]) == [0]
 
 
 def test_comparison_shows_each_stage_and_the_hierarchy():
