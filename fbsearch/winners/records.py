@@ -122,7 +122,7 @@ class Competitor(Record):
 
 
 class Conditions(Record):
-    """Where and on how many images a comparison was measured."""
+    """The machine and the number of images of a comparison."""
 
     device: str
     num_threads: int

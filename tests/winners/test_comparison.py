@@ -1,4 +1,4 @@
-"""Which differences are larger than the noise, and what is written and shown of a comparison."""
+"""Verdicts of a comparison, its files and its table."""
 
 import csv
 import io
