@@ -20,8 +20,7 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
     trial. `history`: a list with a dict for each epoch (`epoch`, `val_accuracy`, ...). `model.fractal_levels`: the
     levels of all stages as one text. `worker`: the number of the worker. `planned_epochs`, `failure_kind`,
     `traceback`. `config`, `environment`: dicts as stored. `attrs["log"]` names the parameters with a log scale.
-    Values that an older version of fbsearch did not store are empty.
-    Raises StorageError for a study with several objectives.
+    Values that an older version did not store are empty. Raises StorageError for a study with several objectives.
     """
     if len(study.directions) != 1:
         raise StorageError(
