@@ -12,7 +12,7 @@ from fbsearch.config.export_file import load_export
 from fbsearch.config.study_file import check_paths
 from fbsearch.training import distributed
 from fbsearch.winners.baselines import Baselines
-from fbsearch.winners.comparison import Outcome, compare, write_comparison
+from fbsearch.winners.comparison import compare, write_comparison
 from fbsearch.winners.plan import Settings, choose_configs, plan_runs, study_folder
 from fbsearch.winners.progress import View
 from fbsearch.winners.records import Comparison, Retraining
@@ -59,7 +59,6 @@ def train_export(
     configs = choose_configs(export, path, rank=rank, top=top)
     runs = plan_runs(export, configs, settings)
     device = distributed.own_device(device)
-    outcomes: list[Outcome] = []
     with distributed.join(device) as team:
         console.quiet = not team.leads
         with View(console) as view:
@@ -67,10 +66,8 @@ def train_export(
             winners = retrain(runs, load=load, view=view, team=team)
             if not team.leads:
                 return None
-            if baselines:
-                outcomes = Baselines(
-                    export, path, configs[0], settings, recipe, names=baselines, load=load, view=view
-                ).train()
+            rivals = Baselines(export, path, configs[0], settings, recipe, names=baselines, load=load, view=view)
+            outcomes = rivals.train()
     folder = study_folder(settings.output, export.study)
     summary = summarize(folder)
     comparison = None
