@@ -60,7 +60,7 @@ def use_few_images(path: Path) -> None:
     """Let what is trained from an export, the large baselines too, see 100 images."""
     export = load_export(path)
     few = [config.model_copy(update={"data": DataConfig(limit=100)}) for config in export.configs]
-    path.write_text(dump_export(export.model_copy(update={"configs": few})), encoding="utf-8")
+    path.write_text(dump_export(export.model_copy(update={"configs": tuple(few)})), encoding="utf-8")
 
 
 def test_readme_names_the_main_commands() -> None:
