@@ -74,22 +74,22 @@ class RayWorker:
 
 @dataclass(kw_only=True)
 class _Slot(Slot):
-    """One actor. `place` is None until the cluster has room for it; `died` is the time at which its end was seen."""
+    """One actor. `place` is None until the cluster has room for it; `judged_at` is the time to report its end."""
 
     actor: Any
     stream: Any
     spawned: float
     place: Place | None = None
-    died: float | None = None
+    judged_at: float | None = None
     is_node_lost: bool = False
 
     @property
     def address(self) -> str:
         return self.place.address if self.place else "that it waited for"
 
-    def end(self, reason: str, *, is_node_lost: bool = False) -> None:
+    def end(self, reason: str, *, seconds_to_judge: float = 0, is_node_lost: bool = False) -> None:
         """Note the actor's end. A reason that the coordinator gave is kept."""
-        self.died, self.is_node_lost = time.monotonic(), is_node_lost
+        self.judged_at, self.is_node_lost = time.monotonic() + seconds_to_judge, is_node_lost
         self.reason = self.reason or f"the worker on node {self.address} {reason}"
 
 
@@ -131,7 +131,7 @@ class RayExecutor:
     def events(self, *, timeout: float) -> list[Event]:
         import ray
 
-        streams = {slot.stream: number for number, slot in self._slots.items() if slot.died is None}
+        streams = {slot.stream: number for number, slot in self._slots.items() if slot.judged_at is None}
         ready: list[Any] = []
         if streams:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=timeout)
@@ -140,7 +140,7 @@ class RayExecutor:
         if ready:
             ready, _ = ray.wait(list(streams), num_returns=len(streams), timeout=0)
         found = [self._receive(streams[stream]) for stream in ready]
-        found += [self._judge(number) for number, slot in list(self._slots.items()) if slot.died is not None]
+        found += [self._judge(number) for number, slot in list(self._slots.items()) if slot.judged_at is not None]
         events = [event for event in found if event is not None]
         return events + self._report_waiting(events)
 
@@ -184,7 +184,7 @@ class RayExecutor:
             return None
         except RayError as error:
             is_node_lost = isinstance(error, ActorUnavailableError) or "its node has died" in str(error)
-            slot.end(_death_reason(error), is_node_lost=is_node_lost)
+            slot.end(_death_reason(error), seconds_to_judge=SECONDS_TO_JUDGE, is_node_lost=is_node_lost)
             return None
         if isinstance(message, Place):
             slot.place = message
@@ -200,9 +200,9 @@ class RayExecutor:
         import ray
 
         dead = self._slots[number]
-        assert dead.died is not None
+        assert dead.judged_at is not None
         is_node_lost = dead.is_node_lost or (dead.place is not None and not _is_reachable(dead.place.node_id))
-        if not is_node_lost and time.monotonic() - dead.died < SECONDS_TO_JUDGE:
+        if not is_node_lost and time.monotonic() < dead.judged_at:
             return None
         del self._slots[number]
         ray.kill(dead.actor)  # an actor that is only cut off must not train on
@@ -222,12 +222,8 @@ class RayExecutor:
         self._num_waiting = len(waiting)
         if not waiting or not changed:
             return []
-        who = f"{len(waiting)} of {self.num_workers} workers"
-        return [
-            Notice(
-                waiting[0], f"{who} wait until the cluster has room for them ({describe_needs(self._num_gpus)} each)"
-            )
-        ]
+        who, needs = f"{len(waiting)} of {self.num_workers} workers", describe_needs(self._num_gpus)
+        return [Notice(waiting[0], f"{who} wait until the cluster has room for them ({needs} each)")]
 
 
 def describe_needs(num_gpus: float) -> str:
