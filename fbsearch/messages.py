@@ -7,10 +7,22 @@ is MiB.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
-# The kind of a failure that is a property of the configuration: it costs more than the study's limits.
-OVER_LIMITS = "over_limits"
+
+class FailureKind(StrEnum):
+    """Why a trial ended without a result. The values are stored with trials."""
+
+    WORKER_DIED = "worker_died"
+    HUNG = "hung"
+    ERROR = "error"
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE_LOSS = "non_finite_loss"
+    INVALID_CONFIGURATION = "invalid_configuration"
+    NODE_LOST = "node_lost"
+    OVER_LIMITS = "over_limits"  # a property of the configuration: it costs more than the study's limits
+    INTERRUPTED = "interrupted"  # the search was stopped: no failure of the trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +130,7 @@ class Notice(Event):
 
 @dataclass(frozen=True, slots=True)
 class Started(Event):
-    """The trial's cost is known, its network not yet built; Failed with kind OVER_LIMITS follows where it is too much.
+    """The trial's cost is known, its network not yet built; Failed (OVER_LIMITS) follows where it is too much.
 
     `flops` are of one image's forward pass, two for each multiply-add; memory is estimated only where it has a limit.
     """
@@ -164,7 +176,7 @@ class Failed(Event):
     """The trial cannot go on. `kind` is a short word, `details` a traceback where there is one."""
 
     trial: int
-    kind: str
+    kind: FailureKind
     message: str
     details: str = field(default="", repr=False)
 
@@ -185,7 +197,7 @@ class WorkerDied(Event):
     """
 
     message: str
-    kind: str = "worker_died"
+    kind: FailureKind = FailureKind.WORKER_DIED
     trial: int | None = None
 
 

@@ -35,7 +35,7 @@ from small_disk import fill, mounted
 
 from fbsearch.errors import StorageError
 from fbsearch.study.database import open_storage
-from fbsearch.study.study import best_trial
+from fbsearch.study.queries import best_trial
 from fbsearch.study.trial_record import is_finished
 
 STUDY = """

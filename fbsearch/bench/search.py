@@ -28,7 +28,7 @@ from fbsearch.messages import DatasetInfo, Epoch, EpochStats, Event, Finished, R
 from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import hide_password, open_storage
-from fbsearch.study.locks import join_study
+from fbsearch.study.locks import claim_study
 from fbsearch.study.study import create_study
 
 NUM_EPOCHS = 10
@@ -166,7 +166,7 @@ def _search(
 
     started = time.monotonic()
     storage = open_storage(url, create=True)
-    with join_study(storage, name) as crew:
+    with claim_study(storage, name) as crew:
         study = create_study(storage, config)
         coordinator = Coordinator(study, config, executor, num_trials=num_trials, show=note_end, crew=crew)
         cpu_before = time.process_time()

@@ -23,7 +23,7 @@ from fbsearch.bench.common import machine, make_table, print_report
 from fbsearch.errors import SearchError
 from fbsearch.study.database import open_storage
 from fbsearch.study.study import load_study
-from fbsearch.study.trial_record import is_finished
+from fbsearch.study.trial_record import TrialRecord, is_finished
 
 SECONDS_BETWEEN_SAMPLES = 0.25
 
@@ -115,9 +115,10 @@ def _run(command: list[str], log: Path) -> tuple[_Usage, str]:
 
 
 def _figures(trials: list[FrozenTrial], usage: _Usage, *, seconds: float, best: float) -> dict[str, Any]:
-    history = [epoch for trial in trials for epoch in trial.user_attrs["history"]]
+    records = list(map(TrialRecord.of, trials))
+    history = [epoch for record in records for epoch in record.history or ()]
     steps, validation = (sum(epoch[key] for epoch in history) for key in ("step_seconds", "val_seconds"))
-    busy = sum(trial.user_attrs["seconds"] for trial in trials)
+    busy = sum(record.seconds or 0 for record in records)
     searching = search_seconds(trials)
     return {
         "num_trials": len(trials),

@@ -12,11 +12,11 @@ from rich.text import Text
 from fbsearch.cli.status import best_line, describe, describe_counts, format_seconds, make_table
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.messages import (
-    OVER_LIMITS,
     CannotStart,
     Epoch,
     Event,
     Failed,
+    FailureKind,
     Finished,
     Notice,
     Ready,
@@ -42,7 +42,7 @@ class LiveTable(Live):
         self._state = state
         if isinstance(event, (CannotStart, WorkerLost)) or (isinstance(event, WorkerDied) and event.trial is None):
             self.console.print(f"[red]worker {event.worker}[/red]: {escape(event.message)}", highlight=False)
-        elif isinstance(event, Failed) and event.kind == OVER_LIMITS:
+        elif isinstance(event, Failed) and event.kind == FailureKind.OVER_LIMITS:
             return  # counted, and no fault
         elif isinstance(event, (Failed, WorkerDied)):
             self.console.print(f"[red]failed[/red] trial {event.trial}: {escape(event.message)}", highlight=False)
@@ -113,7 +113,8 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
             case Finished(trial=trial, value=value) if trial in self._running:
                 self._ended(state, trial, f"complete {value:.2%} after epoch {len(self._running[trial].history)}")
             case Failed(trial=trial, kind=kind, message=message) if trial in self._running:
-                self._ended(state, trial, f"{'infeasible' if kind == OVER_LIMITS else 'failed  '} {message}")
+                ended = "infeasible" if kind == FailureKind.OVER_LIMITS else "failed  "
+                self._ended(state, trial, f"{ended} {message}")
             case WorkerDied(trial=int(trial), message=message):
                 self._print(f"trial {trial} failed: {message}")
             case WorkerDied(message=message) | CannotStart(message=message) | WorkerLost(message=message):

@@ -17,8 +17,9 @@ from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import format_value
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import hide_password
-from fbsearch.study.study import best_trials
+from fbsearch.study.study import best_trials, stored_num_trials
 from fbsearch.study.trial_record import (
+    TrialRecord,
     describe_untrained,
     describe_untrained_of,
     is_duplicate,
@@ -64,8 +65,9 @@ def print_best(console: Console, best: FrozenTrial) -> None:
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     for name in sampled_names(best):
         table.add_row(name, _format_field(config, name))
-    table.add_row("parameters", f"{best.user_attrs['num_parameters']:,}")
-    table.add_row("FLOPs an image", f"{best.user_attrs['flops']:,}")
+    record = TrialRecord.of(best)
+    table.add_row("parameters", f"{record.num_parameters:,}")
+    table.add_row("FLOPs an image", f"{record.flops:,}")
     console.print(table)
 
 
@@ -152,8 +154,9 @@ def watch_table(study: optuna.Study) -> RenderableType:
     now = make_table("running", "epoch", "val acc", "device", "configuration")
     for trial in running:
         values = list(trial.intermediate_values.values())
-        epochs = trial.user_attrs.get("config", {}).get("train", {}).get("epochs", "?")
-        accuracy, device = f"{values[-1]:.2%}" if values else "", trial.user_attrs.get("device", "starting")
+        record = TrialRecord.of(trial)
+        epochs = (record.config or {}).get("train", {}).get("epochs", "?")
+        accuracy, device = f"{values[-1]:.2%}" if values else "", record.device or "starting"
         now.add_row(str(trial.number), f"{len(values)}/{epochs}", accuracy, Text(device), Text(_describe_stored(trial)))
     then = make_table("ended", "how", "configuration")
     for trial in latest:
@@ -186,7 +189,7 @@ def _counts(trials: list[FrozenTrial]) -> str:
 
 
 def _progress(study: optuna.Study, trials: list[FrozenTrial]) -> str:
-    total = study.user_attrs.get("num_trials")
+    total = stored_num_trials(study)
     return str(sum(map(is_finished, trials))) + ("" if total is None else f"/{total}")
 
 
@@ -197,7 +200,7 @@ def _pace(study: optuna.Study, trials: list[FrozenTrial]) -> str:
     if len(ends) < 2 or ends[-1] == ends[0] or not any(trial.state == TrialState.RUNNING for trial in trials):
         return ""
     seconds_each = (ends[-1] - ends[0]).total_seconds() / (len(ends) - 1)
-    total = study.user_attrs.get("num_trials")
+    total = stored_num_trials(study)
     left = 0 if total is None else total - sum(map(is_finished, trials))
     about = f", about {format_seconds(left * seconds_each)} left" if left > 0 else ""
     return f"{60 / seconds_each:.3g} trials a minute{about}"
@@ -205,20 +208,22 @@ def _pace(study: optuna.Study, trials: list[FrozenTrial]) -> str:
 
 def _outcome(trial: FrozenTrial) -> str:
     """Return how a trial ended: `complete 97.20%`, `pruned   81.00% after epoch 2`, `failed   ...`."""
+    record = TrialRecord.of(trial)
+    message = record.failure.message if record.failure else ""
     if is_duplicate(trial):
-        return f"as trial {trial.user_attrs['duplicate_of']}"
+        return f"as trial {record.duplicate_of}"
     if is_infeasible(trial):
-        return f"infeasible {trial.user_attrs['failure']['message']}"
+        return f"infeasible {message}"
     if trial.state == TrialState.COMPLETE:
         return f"complete {trial.value:.2%}"
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         epoch = max(trial.intermediate_values)
         return f"pruned   {trial.intermediate_values[epoch]:.2%} after epoch {epoch}"
-    return f"{'failed' if is_failure(trial) else 'put back'}   {trial.user_attrs.get('failure', {}).get('message', '')}"
+    return f"{'failed' if is_failure(trial) else 'put back'}   {message}"
 
 
 def _describe_stored(trial: FrozenTrial) -> str:
     """Return the sampled values of a stored trial, which another version of fbsearch may have stored."""
-    config = trial.user_attrs.get("config", {})
+    config = TrialRecord.of(trial).config or {}
     parts = [name.partition(".") for name in sampled_names(trial)] if config else []
     return ", ".join(f"{field} {format_value(config.get(section, {}).get(field))}" for section, _, field in parts)

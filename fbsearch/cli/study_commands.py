@@ -73,7 +73,7 @@ def run(
     from fbsearch.cli.status import print_end
     from fbsearch.search.coordinator import Coordinator
     from fbsearch.study.database import open_storage, storage_errors
-    from fbsearch.study.locks import hold_study, join_study
+    from fbsearch.study.locks import claim_study
     from fbsearch.study.study import create_study, status
 
     os.environ.pop("FBSEARCH_STORAGE", None)  # workers inherit the environment, and it may hold a password
@@ -82,8 +82,8 @@ def run(
         config, device=device, workers=workers, per_gpu=workers_per_gpu, ray=ray, gpus_per_worker=gpus_per_worker
     )
     console = Console(stderr=as_json)
-    database = open_storage(storage, create=True, patient=True)
-    with storage_errors(storage), hold_study(storage, config.name), join_study(database, config.name) as crew:
+    database = open_storage(storage, create=True, retries=True)
+    with storage_errors(storage), claim_study(database, config.name) as crew:
         with crew.turn():
             study = create_study(database, config, is_searched=crew.num_others() > 0)
         with make_view(console, config) as view:
@@ -124,7 +124,7 @@ def _load_config(study_file: Path | None, *, name: str | None, seed: int | None,
 def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """Show the state of a study and its best trial."""
     from fbsearch.study.database import storage_errors
-    from fbsearch.study.study import best_trial
+    from fbsearch.study.queries import best_trial
     from fbsearch.study.study import status as study_status
 
     study = open_study(storage, name)

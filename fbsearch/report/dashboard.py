@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from fbsearch.config.export_file import Export, dump_export
 from fbsearch.config.space import format_value
-from fbsearch.errors import ConfigError, StorageError
+from fbsearch.errors import ConfigError
 from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.maps import mask_png
 from fbsearch.report import figures, parameter_figures
@@ -35,11 +34,25 @@ from fbsearch.report.http_guard import Guard, add_style
 from fbsearch.report.page import draw_stored_attention
 from fbsearch.report.statistics import parameters, pareto_front, short, wilson_interval
 from fbsearch.report.trials_table import trials_frame
+from fbsearch.study.dashboard_storage import (
+    FeasibleBest,
+    editable_trial,
+    read_system_attributes,
+    trial_id,
+    write_system_attribute,
+)
 from fbsearch.study.database import storage_errors
 from fbsearch.study.export import export_best
-from fbsearch.study.locks import hold_study
-from fbsearch.study.study import NUM_SHOWN, best_trials
-from fbsearch.study.trial_record import describe_untrained_of, is_failure, is_finished, sampled_names, trial_config
+from fbsearch.study.locks import is_claimed
+from fbsearch.study.study import NUM_SHOWN, best_trials, is_ours, stored_dataset
+from fbsearch.study.trial_record import (
+    TrialRecord,
+    describe_untrained_of,
+    is_failure,
+    is_finished,
+    sampled_names,
+    trial_config,
+)
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -81,56 +94,28 @@ def open_dashboard(
         except OSError as error:
             raise ConfigError(f"--artifacts {folder}: cannot be made: {error.strerror}") from None
         with storage_errors(url):
-            annotate_all(cached, url, store, say=say)
+            annotate_all(cached, store, say=say)
     style = resources.files("fbsearch.report").joinpath("templates", "dashboard.css").read_bytes()
     app = add_style(optuna_dashboard.wsgi(cached, artifact_store=store), style, path="/dashboard")
     return Guard(app, host=host, token=token, read_only=read_only)
 
 
-class FeasibleBest(_CachedStorage):
-    """A cached storage whose best trial is the same as in our other commands, for optuna-dashboard's page.
-
-    Optuna's own may break constraints, and of equal values it is the first instead of the smallest network. If every
-    complete trial breaks a constraint, Optuna's is kept: the page cannot show that there is no best trial.
-    """
-
-    def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """Return the best feasible complete trial."""
-        study = optuna.load_study(storage=self, study_name=self.get_study_name_from_id(study_id))
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        feasible = {trial.number for trial in trials if all(value <= 0 for value in trial.constraints.values())}
-        if study.directions == [optuna.study.StudyDirection.MAXIMIZE] and feasible:
-            return next(trial for trial in best_trials(study, len(trials)) if trial.number in feasible)
-        return super().get_best_trial(study_id)
-
-
 def annotate_all(
-    storage: optuna.storages.BaseStorage, url: str, store: FileSystemArtifactStore, *, say: Callable[[str], None]
+    storage: optuna.storages.BaseStorage, store: FileSystemArtifactStore, *, say: Callable[[str], None]
 ) -> None:
     """Annotate every study that fbsearch made, except those that are being searched."""
     # optuna.get_all_study_summaries reads every trial of every study.
     for summary in storage.get_all_studies():
-        if "config" not in summary.user_attrs or len(summary.directions) != 1:
+        if not is_ours(summary.user_attrs) or len(summary.directions) != 1:
             continue
         study = optuna.load_study(storage=storage, study_name=summary.study_name)
         try:
-            if _is_searched(study, url):
+            if is_claimed(study):
                 say(f"study {study.study_name!r} is being searched: its notes and figures are left as they are")
             else:
                 annotate(study, store)
         except (ValidationError, KeyError):
             say(f"study {study.study_name!r} was made by another version of fbsearch: shown without notes and figures")
-
-
-def _is_searched(study: optuna.Study, url: str) -> bool:
-    """Return whether a coordinator searches the study. The lock is released at once, so that a search can start."""
-    if study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) and not url.startswith("sqlite"):
-        return True
-    try:
-        with hold_study(url, study.study_name):
-            return False
-    except StorageError:
-        return True
 
 
 def annotate(study: optuna.Study, store: FileSystemArtifactStore) -> None:
@@ -143,12 +128,12 @@ def annotate(study: optuna.Study, store: FileSystemArtifactStore) -> None:
         return
     export = export_best(study, top=NUM_SHOWN)
     num_complete = len(best_trials(study, len(study.trials)))
-    attributes = study._storage.get_study_system_attrs(study._study_id)
+    attributes = read_system_attributes(study)
     for trial, config in zip(best, export.configs, strict=True):
         # With the time of the trial, the note is the same every time.
         one = export.model_copy(update={"configs": (config,), "exported": trial.datetime_complete})
-        _save_note(optuna.trial.Trial(study, trial._trial_id), trial_note(one, num_complete=num_complete))
-        for filename, content in _files(trial, study.user_attrs["dataset"].get("class_names", ())).items():
+        _save_note(editable_trial(study, trial), trial_note(one, num_complete=num_complete))
+        for filename, content in _files(trial, stored_dataset(study).get("class_names", ())).items():
             _save_file(study, trial, store, attributes, filename=filename, content=content)
 
 
@@ -156,7 +141,7 @@ def study_note(study: optuna.Study) -> str:
     """Return the note on a study, in Markdown: the best trial, the number of trials, the next commands."""
     trials = study.get_trials(deepcopy=False)
     states = [trial.state for trial in trials if is_finished(trial)]
-    seconds = sum(trial.user_attrs.get("seconds", 0) for trial in trials)
+    seconds = sum(TrialRecord.of(trial).seconds or 0 for trial in trials)
     counts = (
         f"{states.count(TrialState.COMPLETE)} trials are complete, {states.count(TrialState.PRUNED)} pruned, "
         f"{sum(map(is_failure, trials))} failed{describe_untrained_of(trials)}; "
@@ -173,11 +158,11 @@ def study_note(study: optuna.Study) -> str:
 
 def _headline(study: optuna.Study, best: FrozenTrial) -> str:
     assert best.value is not None
-    config, images = trial_config(best), study.user_attrs["dataset"]["num_val"]
+    config, images = trial_config(best), stored_dataset(study)["num_val"]
     low, high = wilson_interval(best.value, images)
     fields = ((name, *name.split(".")) for name in sampled_names(best))
     rows = [(short(name), format_value(getattr(getattr(config, section), field))) for name, section, field in fields]
-    rows += [(figures.COSTS[cost], f"{best.user_attrs[cost]:,}") for cost in ("num_parameters", "flops")]
+    rows += [(figures.COSTS[cost], f"{getattr(TrialRecord.of(best), cost):,}") for cost in ("num_parameters", "flops")]
     table = "\n".join(f"| {escape(key)} | {escape(value)} |" for key, value in rows)
     return (
         f"## Best: {best.value:.2%} validation accuracy, trial {best.number}\n\n"
@@ -254,12 +239,13 @@ def _files(trial: FrozenTrial, class_names: Sequence[str]) -> dict[str, bytes]:
     model = trial_config(trial).model
     mask_HW = generate_pattern(model.pattern, model.pattern_resolution, model.pattern_resolution)
     table = io.StringIO()
-    history: list[dict[str, Any]] = trial.user_attrs["history"]
+    record = TrialRecord.of(trial)
+    history = record.history or []
     writer = csv.DictWriter(table, fieldnames=list(history[0]))
     writer.writeheader()
     writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in history)
     files = {f"mask-{model.pattern}.png": mask_png(mask_HW), "learning-curve.csv": table.getvalue().encode()}
-    attention = trial.user_attrs.get("attention")
+    attention = record.attention
     drawn = attention and draw_stored_attention(attention, class_names)
     return files | ({"attention-maps.png": drawn} if drawn else {})
 
@@ -276,11 +262,11 @@ def _save_file(
     """Attach a file to a finished trial, once: its id is always the same, and a file that was deleted stays deleted."""
     origin = f"fbsearch/{study.study_name}/{trial.number}/{trial.datetime_complete}/{filename}"
     artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, origin))
-    key = TRIAL_FILES.format(trial_id=trial._trial_id, artifact_id=artifact_id)
+    key = TRIAL_FILES.format(trial_id=trial_id(trial), artifact_id=artifact_id)
     if attributes.get(key) == json.dumps(None):
         return
     store.write(artifact_id, io.BytesIO(content))
     if key not in attributes:
         kind = mimetypes.guess_type(filename)[0]
         meta = {"artifact_id": artifact_id, "filename": filename, "mimetype": kind, "encoding": None}
-        study._storage.set_study_system_attr(study._study_id, key, json.dumps(meta))
+        write_system_attribute(study, key, json.dumps(meta))

@@ -35,7 +35,8 @@ from fbsearch.report.statistics import importances, parameters, ranked, short
 from fbsearch.report.style import template
 from fbsearch.report.timeline import timeline
 from fbsearch.report.trials_table import trials_frame
-from fbsearch.study.study import best_trials
+from fbsearch.study.study import best_trials, stored_dataset
+from fbsearch.study.trial_record import TrialRecord
 
 # Figures of two parameters are drawn for each pair of the first MAX_PAIRED parameters.
 MAX_PAIRED = 4
@@ -64,12 +65,12 @@ def write_report(
 
 def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, top: int, analysis: Path) -> str:
     """Return the HTML of the report. `analysis` is the folder to which `fbsearch analyze` writes its pictures."""
-    dataset = study.user_attrs.get("dataset", {})
+    dataset = stored_dataset(study)
     shares = importances(frame)
     drawn = dict(draw_figures(frame, shares, num_images=dataset.get("num_val"), top=top))
     drawn |= draw_retrained(retrained)
     best = ranked(frame).head(top)
-    stored_attention = next((trial.user_attrs.get("attention") for trial in best_trials(study, 1)), None)
+    stored_attention = next((TrialRecord.of(trial).attention for trial in best_trials(study, 1)), None)
     environment = Environment(
         loader=PackageLoader("fbsearch.report"),
         autoescape=True,
@@ -150,7 +151,7 @@ def write_static(study: optuna.Study, folder: Path, *, top: int = 10) -> list[Pa
     if importlib.util.find_spec("kaleido") is None:
         raise StorageError("--static needs plotly's kaleido and Chromium or Chrome: pip install 'fbsearch[static]'")
     frame = trials_frame(study)
-    num_images = study.user_attrs.get("dataset", {}).get("num_val")
+    num_images = stored_dataset(study).get("num_val")
     drawn = dict(draw_figures(frame, importances(frame), num_images=num_images, top=top))
     drawn |= draw_retrained(read_retrained(Path("reports") / file_name(study.study_name), frame))
     for figure in drawn.values():

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from fbsearch.config.export_file import dump_export
 from fbsearch.errors import StorageError
 from fbsearch.files import file_name
+from fbsearch.messages import FailureKind
 from fbsearch.report import figures
 from fbsearch.report.statistics import (
     finished_trials,
@@ -30,7 +31,7 @@ from fbsearch.report.statistics import (
 )
 from fbsearch.report.timeline import timeline
 from fbsearch.study.export import export_best
-from fbsearch.study.trial_record import INTERRUPTED
+from fbsearch.study.study import stored_settings
 
 RANK_COMPARED = 5
 SPLITS = {"num_train": "to train on", "num_val": "to choose by", "num_test": "set aside for the test"}
@@ -38,7 +39,7 @@ SPLITS = {"num_train": "to train on", "num_val": "to choose by", "num_test": "se
 
 def headline(frame: pd.DataFrame, dataset: dict[str, Any]) -> dict[str, Any]:
     """Return what the head of the report shows: number of trials of each state, best trial, time, savings."""
-    is_interrupted = frame["failure_kind"] == INTERRUPTED
+    is_interrupted = frame["failure_kind"] == FailureKind.INTERRUPTED
     best = ranked(frame)
     num_images = dataset.get("num_val")
     interval = wilson_interval(best["value"].iloc[0], num_images) if len(best) and num_images else None
@@ -165,7 +166,7 @@ def describe_workers(frame: pd.DataFrame) -> str:
 
 def failures(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the failed trials grouped by reason, the most frequent first, without those that were interrupted."""
-    failed = frame[(frame["state"] == "fail") & (frame["failure_kind"] != INTERRUPTED)]
+    failed = frame[(frame["state"] == "fail") & (frame["failure_kind"] != FailureKind.INTERRUPTED)]
     failed = failed.fillna({"failure_kind": "not stored", "failure": "no reason is stored"})
     groups = [
         {
@@ -181,7 +182,7 @@ def failures(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def conditions(study: optuna.Study, frame: pd.DataFrame, dataset: dict[str, Any]) -> dict[str, str]:
     """Return machine, data, images, search, times, versions and commit, as far as they are stored."""
-    config = study.user_attrs.get("config", {})
+    config = stored_settings(study)
     data, search = config.get("data", {}), config.get("search", {})
     versions: dict[str, set[str]] = {}
     for environment in frame["environment"]:

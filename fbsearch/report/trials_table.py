@@ -8,9 +8,9 @@ import pandas as pd
 
 from fbsearch.config.space import LEVELS
 from fbsearch.errors import StorageError
-from fbsearch.study.database import read_trials
 from fbsearch.study.export import listed_trials, trial_table
 from fbsearch.study.study import best_trials
+from fbsearch.study.trial_record import TrialRecord
 
 
 def trials_frame(study: optuna.Study) -> pd.DataFrame:
@@ -26,22 +26,21 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
         raise StorageError(
             f"the study {study.study_name!r} has {len(study.directions)} objectives; reports are of one: accuracy"
         )
-    read_trials(study)
     frame = trial_table(study)
     trials = listed_trials(study)
-    attributes = [trial.user_attrs for trial in trials]
+    records = [TrialRecord.of(trial) for trial in trials]
     ranks = {trial.number: rank for rank, trial in enumerate(best_trials(study, len(trials)), start=1)}
-    configs = [attribute.get("config", {}) for attribute in attributes]
+    configs = [record.config or {} for record in records]
     added: dict[str, list[Any]] = {
         "score": [t.value if t.value is not None and t.state.is_finished() else math.nan for t in trials],
         "rank": [ranks.get(t.number, math.nan) for t in trials],
         "planned_epochs": [config.get("train", {}).get("epochs", math.nan) for config in configs],
         "history": [_history(trial) for trial in trials],
-        "worker": [attribute.get("worker", math.nan) for attribute in attributes],
-        "failure_kind": [attribute.get("failure", {}).get("kind") for attribute in attributes],
-        "traceback": [attribute.get("traceback") for attribute in attributes],
+        "worker": [math.nan if record.worker is None else record.worker for record in records],
+        "failure_kind": [record.failure and record.failure.kind for record in records],
+        "traceback": [record.traceback for record in records],
         "config": configs,
-        "environment": [attribute.get("environment", {}) for attribute in attributes],
+        "environment": [record.environment or {} for record in records],
     }
     if any(name.startswith(f"{LEVELS}.") for name in frame.columns):
         added[LEVELS] = [_levels(trial.params) for trial in trials]
@@ -55,7 +54,7 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
 
 
 def _history(trial: optuna.trial.FrozenTrial) -> list[dict[str, Any]]:
-    stored = trial.user_attrs.get("history")
+    stored = TrialRecord.of(trial).history
     if stored:
         return list(stored)
     return [{"epoch": epoch, "val_accuracy": value} for epoch, value in sorted(trial.intermediate_values.items())]

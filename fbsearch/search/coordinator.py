@@ -5,7 +5,6 @@ worker is seen at once.
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,6 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import SearchError, StorageError
 from fbsearch.messages import (
@@ -22,6 +20,7 @@ from fbsearch.messages import (
     Epoch,
     Event,
     Failed,
+    FailureKind,
     Finished,
     Notice,
     Ready,
@@ -37,10 +36,17 @@ from fbsearch.search.stop_criterion import StopCriterion
 from fbsearch.search.worker_pool import WorkerPool
 from fbsearch.study.database import explain, storage_errors
 from fbsearch.study.locks import Alone, Crew
-from fbsearch.study.provenance import check_same_data, coordinator_versions, git_commit
-from fbsearch.study.retrying_storage import while_away
-from fbsearch.study.study import NUM_SHOWN, flush, is_among_best
-from fbsearch.study.trial_record import MAX_INFEASIBLE_IN_A_ROW, RunningTrial, put_back_running, rank_order
+from fbsearch.study.provenance import coordinator_versions, git_commit
+from fbsearch.study.retrying_storage import call_on_retry
+from fbsearch.study.study import NUM_SHOWN, flush, is_among_best, store_dataset
+from fbsearch.study.trial_record import (
+    MAX_INFEASIBLE_IN_A_ROW,
+    RunningTrial,
+    TrialRecord,
+    put_back_running,
+    rank_order,
+    trial_config,
+)
 from fbsearch.workers.executor import Executor
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -84,7 +90,7 @@ class Coordinator:
 
     def run(self) -> SearchState:
         """Search. At the end, whatever its reason, the workers are killed and running trials are put back."""
-        with self._stop_criterion.catch_signals(), while_away(self.study, self._while_away):
+        with self._stop_criterion.catch_signals(), call_on_retry(self.study, self._while_away):
             try:
                 self._search()
             except BaseException:
@@ -129,7 +135,7 @@ class Coordinator:
             try:
                 proposed = self._proposals.propose(image_size=self.state.dataset.image_size)
             except InvalidProposal as error:
-                self._fail(error.trial, kind="invalid_configuration", message=str(error))
+                self._fail(error.trial, kind=FailureKind.INVALID_CONFIGURATION, message=str(error))
                 return
             if not self._crew.is_shared:
                 self.state.num_duplicates = self._proposals.num_duplicates
@@ -137,7 +143,7 @@ class Coordinator:
                 self.state.num_distinct = self._proposals.num_distinct
                 return
             trial, config = proposed
-            self._pool.submit(RunningTrial(trial, config, worker), alone=trial.user_attrs.get("alone", False))
+            self._pool.submit(RunningTrial(trial, config, worker), alone=TrialRecord.of(trial).alone)
 
     def _receive(self) -> None:
         """Handle the events of all workers, write what they change, and follow other coordinators of the study."""
@@ -196,9 +202,8 @@ class Coordinator:
             return
         self.state.dataset = event.dataset
         with self._crew.turn():
-            if self.state.num_finished or self._crew.num_others():
-                check_same_data(self.config.name, self.study.user_attrs.get("dataset"), event.dataset)
-            self.study.set_user_attr("dataset", dataclasses.asdict(event.dataset))
+            has_trials = bool(self.state.num_finished or self._crew.num_others())
+            store_dataset(self.study, event.dataset, must_be_same=has_trials)
         self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
         # The time left is estimated from trials alone, without the start of the workers.
         self.state.started = time.monotonic()
@@ -215,7 +220,7 @@ class Coordinator:
         running.store_history()
         # Only of the best at this moment: the maps of all trials would be most of the database.
         if event.attention is not None and is_among_best(self.study, event.value, self._num_with_attention):
-            running.trial.set_user_attr("attention", dataclasses.asdict(event.attention))
+            running.store_attention(event.attention)
         self._tell(running, TrialState.COMPLETE, value=event.value)
 
     def _tell(self, running: RunningTrial, state: TrialState, *, value: float | None = None) -> None:
@@ -229,7 +234,7 @@ class Coordinator:
         if self.state.best is None or rank_order(told) < rank_order(self.state.best):
             self.state.best = told
 
-    def _fail(self, trial: optuna.Trial, *, kind: str, message: str, details: str = "") -> None:
+    def _fail(self, trial: optuna.Trial, *, kind: FailureKind, message: str, details: str = "") -> None:
         outcome = self._failure_policy.record(trial, kind=kind, message=message, details=details)
         if outcome == "infeasible":
             self.state.num_infeasible += 1
@@ -238,4 +243,4 @@ class Coordinator:
         if outcome == "again":
             self._proposals.exhausted = None
         elif outcome == "infeasible" or kind in SURE_FAILURES:
-            self._proposals.remember(trial, TrialConfig.model_validate(trial.user_attrs["config"]))
+            self._proposals.remember(trial, trial_config(trial))

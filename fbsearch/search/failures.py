@@ -21,25 +21,26 @@ import optuna
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import SearchError
-from fbsearch.messages import OVER_LIMITS, Started
+from fbsearch.messages import FailureKind, Started
 from fbsearch.study.trial_record import (
     MAX_INFEASIBLE_IN_A_ROW,
     OverLimits,
+    TrialRecord,
     fail,
     put_back,
     set_constraints,
     tell_infeasible,
 )
 
-MAX_ATTEMPTS = {"non_finite_loss": 1, "invalid_configuration": 1, OVER_LIMITS: 1}
+MAX_ATTEMPTS = {FailureKind.NON_FINITE_LOSS: 1, FailureKind.INVALID_CONFIGURATION: 1, FailureKind.OVER_LIMITS: 1}
 DEFAULT_MAX_ATTEMPTS = 3
 # The search stops after this many different configurations in a row that failed with the same reason. A wide space may
 # well give several in a row whose loss is not finite, or that need too much memory.
-MAX_SAME_FAILURES = {"non_finite_loss": 20, "out_of_memory": 20}
+MAX_SAME_FAILURES = {FailureKind.NON_FINITE_LOSS: 20, FailureKind.OUT_OF_MEMORY: 20}
 DEFAULT_MAX_SAME_FAILURES = 3
 # These also have causes outside (another program fills the memory or kills a worker): they indicate a bug only if every
 # attempt of a configuration ends so.
-EXTERNAL = ("worker_died", "hung", "node_lost")
+EXTERNAL = (FailureKind.WORKER_DIED, FailureKind.HUNG, FailureKind.NODE_LOST)
 
 Outcome = Literal["again", "given_up", "infeasible"]
 
@@ -64,29 +65,32 @@ class FailurePolicy:
         set_constraints(self._study, trial, excess)
         self._over_limits.note(event.costs, excess)
 
-    def record(self, trial: optuna.Trial, *, kind: str, message: str, details: str = "") -> Outcome:
+    def record(self, trial: optuna.Trial, *, kind: FailureKind, message: str, details: str = "") -> Outcome:
         """End a running trial with the reason, and put its configuration back if another attempt can help.
 
         SearchError if different configurations fail in a row in the same way (a bug, or a fault of the machine), or
         too many are over the limits.
         """
         if details:
-            trial.set_user_attr("traceback", details)
-        attempt, was_alone = trial.user_attrs.get("attempt", 1), trial.user_attrs.get("alone", False)
+            TrialRecord(traceback=details).store(trial)
+        record = TrialRecord.of(trial)
+        attempt, was_alone = record.attempt, record.alone
         outcome: Outcome = "given_up"
         if self._can_retry(kind, attempt=attempt, was_alone=was_alone):
             frozen = self._study.get_trials(deepcopy=False)[trial.number]
-            alone = kind == "out_of_memory" or was_alone
-            attempt += kind != "node_lost"  # no trial of the node is to blame
+            alone = kind == FailureKind.OUT_OF_MEMORY or was_alone
+            attempt += kind != FailureKind.NODE_LOST  # no trial of the node is to blame
             put_back(self._study, frozen, kind=kind, message=message, attempt=attempt, alone=alone)
             outcome = "again"
-        elif kind in ("out_of_memory", OVER_LIMITS):
-            constraints = {kind: 1.0} if kind == "out_of_memory" else {}  # those of the limits are set
+        elif kind in (FailureKind.OUT_OF_MEMORY, FailureKind.OVER_LIMITS):
+            constraints: dict[str, float] = (
+                {kind: 1.0} if kind == FailureKind.OUT_OF_MEMORY else {}
+            )  # those of the limits are set
             tell_infeasible(self._study, trial, constraints=constraints, kind=kind, message=message)
             outcome = "infeasible"
         else:
             fail(self._study, trial.number, kind=kind, message=message)
-        if kind == OVER_LIMITS:
+        if kind == FailureKind.OVER_LIMITS:
             if self._search.sampler != "grid":  # a grid comes to its end
                 self._over_limits.check(self._search.limits)
         elif outcome != "again" or kind not in EXTERNAL:
@@ -94,16 +98,16 @@ class FailurePolicy:
         return outcome
 
     @staticmethod
-    def _can_retry(kind: str, *, attempt: int, was_alone: bool) -> bool:
-        if kind == "out_of_memory":
+    def _can_retry(kind: FailureKind, *, attempt: int, was_alone: bool) -> bool:
+        if kind == FailureKind.OUT_OF_MEMORY:
             return not was_alone
-        return kind == "node_lost" or attempt < MAX_ATTEMPTS.get(kind, DEFAULT_MAX_ATTEMPTS)
+        return kind == FailureKind.NODE_LOST or attempt < MAX_ATTEMPTS.get(kind, DEFAULT_MAX_ATTEMPTS)
 
-    def _check_row(self, trial: optuna.Trial, kind: str, message: str) -> None:
+    def _check_row(self, trial: optuna.Trial, kind: FailureKind, message: str) -> None:
         # The message of one bug may name other sizes in each trial.
         bug = f"{kind}: {re.sub('[0-9]+', '#', message)}"
         self._same = [item for item in self._same if item[0] == bug]
-        self._same.append((bug, trial.user_attrs.get("retry_of", trial.number)))
+        self._same.append((bug, trial.number if (origin := TrialRecord.of(trial).retry_of) is None else origin))
         most = MAX_SAME_FAILURES.get(kind, DEFAULT_MAX_SAME_FAILURES)
         if len({origin for _, origin in self._same}) >= most:
             raise SearchError(

@@ -12,13 +12,14 @@ from optuna.trial import FrozenTrial, TrialState
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError
+from fbsearch.messages import FailureKind
 from fbsearch.search.quota import Quota
 from fbsearch.search.state import Exhausted
 from fbsearch.study.sampling import enqueue_grid_point, sample
-from fbsearch.study.trial_record import FINISHED, is_duplicate, tell_duplicate
+from fbsearch.study.trial_record import FINISHED, TrialRecord, is_duplicate, tell_duplicate, trial_config
 
 # A configuration with a failure of these kinds would fail in the same way again.
-SURE_FAILURES = ("non_finite_loss",)
+SURE_FAILURES = (FailureKind.NON_FINITE_LOSS,)
 # After this many known configurations in a row the space is taken for exhausted. A grid has its own end.
 MAX_DUPLICATES_IN_A_ROW = 200
 # After this many the next ones are drawn at random: each duplicate makes TPE surer of the point that it repeats. While
@@ -47,22 +48,23 @@ class Proposals:
         trials = study.get_trials(deepcopy=False)
         self._random = optuna.samplers.RandomSampler(seed=config.search.seed + len(trials))
         # The trials with an outcome (trained, infeasible or diverged), by configuration.
-        self._ids: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         for trial in trials:
-            is_known = trial.state in FINISHED or trial.user_attrs.get("failure", {}).get("kind") in SURE_FAILURES
+            record = TrialRecord.of(trial)
+            is_known = trial.state in FINISHED or (record.failure and record.failure.kind in SURE_FAILURES)
             if is_duplicate(trial):
                 self.num_duplicates += 1
-            elif is_known and "config" in trial.user_attrs:
-                self.remember(trial, TrialConfig.model_validate(trial.user_attrs["config"]))
+            elif is_known and record.config is not None:
+                self.remember(trial, trial_config(trial))
 
     @property
     def num_distinct(self) -> int:
         """The number of different configurations that have an outcome."""
-        return len(self._ids)
+        return len(self._numbers)
 
     def remember(self, trial: FrozenTrial | optuna.Trial, config: TrialConfig) -> None:
         """Add a trial that has ended. Of several with the same configuration the first one is kept."""
-        self._ids.setdefault(canonical(config), trial._trial_id)
+        self._numbers.setdefault(canonical(config), trial.number)
 
     def propose(self, *, image_size: int) -> tuple[optuna.Trial, TrialConfig] | None:
         """Return the next trial to train and its configuration, which is stored; None if there is none now.
@@ -76,10 +78,10 @@ class Proposals:
                 if trial is None:
                     return None
                 config = self._configure(trial, image_size)
-            same = self._ids.get(canonical(config))
+            same = self._numbers.get(canonical(config))
             if same is None:
                 return trial, config
-            tell_duplicate(self._study, trial, of=self._study._storage.get_trial(same))
+            tell_duplicate(self._study, trial, of=self._study.get_trials(deepcopy=False)[same])
             self.num_duplicates += 1
             num_duplicates += 1
         self.exhausted = "space_exhausted"
@@ -111,7 +113,7 @@ class Proposals:
         except ConfigError as error:
             raise InvalidProposal(trial, str(error)) from None
         config = config.model_copy(update={"model": config.model.resolve_stem(image_size)})
-        trial.set_user_attr("config", config.model_dump(mode="json"))
+        TrialRecord(config=config.model_dump(mode="json")).store(trial)
         return config
 
 

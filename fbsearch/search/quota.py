@@ -7,8 +7,9 @@ import optuna
 from optuna.trial import TrialState
 
 from fbsearch.search.state import SearchState
-from fbsearch.study.locks import Crew, describe_process
-from fbsearch.study.study import best_trial, count_trials
+from fbsearch.study.locks import Crew
+from fbsearch.study.queries import best_trial, count_trials
+from fbsearch.study.study import store_search, stored_num_trials
 
 # Between two looks at the trials of the study's other coordinators.
 SECONDS_BETWEEN_COUNTS = 2.0
@@ -26,9 +27,8 @@ class Quota:
     def announce(self) -> None:
         """Store how many trials are wanted, the maximum over the coordinators that run now, and who searches."""
         with self._crew.turn():
-            wanted = self._study.user_attrs.get("num_trials", 0) if self._crew.num_others() else 0
-            self._study.set_user_attr("num_trials", max(wanted, self._state.num_trials))
-            self._study.set_user_attr("coordinator", describe_process())  # the error of another one on SQLite names it
+            wanted = stored_num_trials(self._study) if self._crew.num_others() else 0
+            store_search(self._study, num_trials=max(wanted or 0, self._state.num_trials))
 
     def count(self) -> None:
         """Read the counts and the best trial from the database; after that, only other coordinators change them."""

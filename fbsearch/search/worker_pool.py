@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Literal
 
-from fbsearch.messages import Event, Failed, Finished, Ready, Stopped, WorkerDied, WorkerLost
+from fbsearch.messages import Event, Failed, FailureKind, Finished, Ready, Stopped, WorkerDied, WorkerLost
 from fbsearch.search.hang_detector import HangDetector
 from fbsearch.study.trial_record import RunningTrial
 from fbsearch.workers.executor import Executor
@@ -133,7 +133,7 @@ class WorkerPool:
             case WorkerDied():
                 self._set(number, PoolWorker(state="starting"))
                 if running is not None:
-                    kind = "hung" if worker.is_hung else event.kind
+                    kind = FailureKind.HUNG if worker.is_hung else event.kind
                     event = dataclasses.replace(event, trial=running.trial.number, kind=kind)
             case WorkerLost():
                 self._set(number, PoolWorker(state="lost"))

@@ -1,7 +1,7 @@
-"""The database: open it with the right settings, hold a study for one coordinator, say in words what is wrong.
+"""The database: open it with the right settings, and explain its errors.
 
 SQLite runs in WAL mode with synchronous=NORMAL, which took 0.6x the time of its default with Optuna 5 and survives a
-SIGKILL at any moment. The settings are made in a `creator`, since event hooks do not survive pickling.
+SIGKILL at any moment. A `creator` makes the settings, because event hooks do not survive pickling.
 """
 
 import contextlib
@@ -17,25 +17,22 @@ from typing import Any
 import filelock
 import optuna
 import sqlalchemy
-from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
-from optuna.storages._rdb import models
 
 from fbsearch.errors import StorageError
 from fbsearch.study.retrying_storage import RetryingStorage
 
-TRIALS_A_READ = 500
-# How long SQLite itself waits for a lock. Who is patient looks after other things between two tries.
-BUSY_SECONDS, PATIENT_BUSY_SECONDS = 60, 1
-# A host that has gone without a word is noticed after 20 s, where the system's own defaults take hours.
-PATIENT_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
+# SQLite's own timeout for a lock. A coordinator looks after its workers between two retries.
+BUSY_SECONDS, RETRY_BUSY_SECONDS = 60, 1
+# A host that disappears is noticed after 20 s; with the system's defaults it takes hours.
+RETRY_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
 _SCHEMES = "write sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
 
 
 def hide_password(url: str) -> str:
-    """The URL with *** for its password, wherever and however badly it is written.
+    """Return the URL with *** for its password, even if it is badly written.
 
-    A password may hold an @ that should have been escaped, so everything up to the last one is hidden. A text that is
-    no URL comes back without anything before an @.
+    A password may hold an @ that should have been escaped: everything up to the last @ is hidden. A text that is not a
+    URL loses everything before its last @.
     """
     if "://" not in url:
         return url.rpartition("@")[2]
@@ -43,12 +40,12 @@ def hide_password(url: str) -> str:
     return re.sub(r"([?&]password=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
 
 
-def open_storage(url: str, *, create: bool = False, patient: bool = False) -> optuna.storages.RDBStorage:
+def open_storage(url: str, *, create: bool = False, retries: bool = False) -> optuna.storages.RDBStorage:
     """Open the database of a storage URL, sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.
 
-    `create` makes the file and its folder where there is none. Once open, a `patient` one waits for a database that is
-    locked, full or away (see `patience`). StorageError says in words what is wrong: no database, not one of ours,
-    corrupt, read-only, disk full, unreachable, a scheme that is not supported.
+    `create` makes the file and its folder if they do not exist. `retries`: once open, operations are tried again while
+    the database is locked, full or away (RetryingStorage). StorageError explains what is wrong: no database, another
+    program's, corrupt, read-only, disk full, unreachable, a scheme that is not supported.
     """
     try:
         parsed = sqlalchemy.make_url(url)
@@ -58,28 +55,31 @@ def open_storage(url: str, *, create: bool = False, patient: bool = False) -> op
         parsed = parsed.set(drivername="postgresql+psycopg")
     kwargs: dict[str, Any] = {}
     if parsed.drivername == "sqlite":
-        path, busy = str(_sqlite_file(parsed, create=create)), PATIENT_BUSY_SECONDS if patient else BUSY_SECONDS
+        path, busy = str(_sqlite_file(parsed, create=create)), RETRY_BUSY_SECONDS if retries else BUSY_SECONDS
         kwargs["creator"] = functools.partial(_connect_sqlite, path, busy_seconds=busy)
-    elif patient and parsed.drivername == "postgresql+psycopg":
-        kwargs["connect_args"] = PATIENT_POSTGRES
+    elif retries and parsed.drivername == "postgresql+psycopg":
+        kwargs["connect_args"] = RETRY_POSTGRES
     elif parsed.drivername != "postgresql+psycopg":
         raise StorageError(f"--storage {hide_password(url)}: cannot use {parsed.drivername!r}; {_SCHEMES}")
     with storage_errors(url):
         try:
-            make = RetryingStorage if patient else optuna.storages.RDBStorage
-            with _alone_with_tables(parsed):
+            make = RetryingStorage if retries else optuna.storages.RDBStorage
+            with _table_lock(parsed):
                 return make(parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
         except ImportError:
             raise StorageError("PostgreSQL needs its driver: pip install 'fbsearch[postgres]'") from None
 
 
 @contextlib.contextmanager
-def _alone_with_tables(url: sqlalchemy.URL) -> Iterator[None]:
-    """Optuna makes its tables when it opens a database; of processes that do so at once all but one would fail."""
+def _table_lock(url: sqlalchemy.URL) -> Iterator[None]:
+    """Lock out other processes while Optuna makes its tables, which it does when it opens a database.
+
+    Of several processes that made them at the same time all but one would fail.
+    """
     if url.drivername == "sqlite":
         assert url.database is not None, "_sqlite_file has refused it"
         path = Path(url.database)
-        with contextlib.nullcontext() if _has_tables(path) else _table_lock(path):
+        with contextlib.nullcontext() if _has_tables(path) else _table_file_lock(path):
             yield
         return
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
@@ -89,7 +89,7 @@ def _alone_with_tables(url: sqlalchemy.URL) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _table_lock(path: Path) -> Iterator[None]:
+def _table_file_lock(path: Path) -> Iterator[None]:
     lock = filelock.FileLock(f"{path}.lock", timeout=BUSY_SECONDS)
     try:
         lock.acquire()
@@ -104,13 +104,13 @@ def _table_lock(path: Path) -> Iterator[None]:
 
 
 def _has_tables(path: Path) -> bool:
-    """Whether Optuna has made all its tables in an SQLite file: what it writes last is there."""
+    """Return True if Optuna has made all its tables in an SQLite file: the one that it fills last has a row."""
     if not path.exists():
         return False
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             return connection.execute("SELECT 1 FROM alembic_version").fetchone() is not None
-    except sqlite3.OperationalError:  # not there yet; whatever else it is, Optuna's own opening meets and tells it
+    except sqlite3.OperationalError:  # not made yet; Optuna reports any other error when it opens the file
         return False
 
 
@@ -118,8 +118,8 @@ def _sqlite_file(url: sqlalchemy.URL, *, create: bool) -> Path:
     if not url.database or url.database == ":memory:":
         raise StorageError("--storage sqlite://: a database in memory keeps nothing; write sqlite:///FILE")
     path = Path(url.database)
-    # Looked at through SQLite alone: to close a file drops all locks that this process holds on it, and another process
-    # then takes away SQLite's write-ahead log under a connection that is open here.
+    # Only SQLite may open the file: closing a file drops all locks that this process holds on it, and another process
+    # then removes SQLite's write-ahead log under a connection that is open here.
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -164,7 +164,7 @@ def _connect_sqlite(path: str, *, busy_seconds: int) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn what a database throws into a StorageError that says what happened and what to do."""
+    """Turn the errors of a database into a StorageError that says what happened and what to do."""
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
@@ -181,7 +181,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str:
-    """What a database's error means, and after a semicolon what to do."""
+    """Return the meaning of a database's error, and after a semicolon what to do."""
     chain = [error]
     while chain[-1].__cause__ or chain[-1].__context__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)  # type: ignore[arg-type]
@@ -206,27 +206,3 @@ def explain(error: BaseException) -> str:
         if sign in text:
             return meaning
     return f"the database failed: {type(chain[-1]).__name__}"
-
-
-def read_trials(study: optuna.Study) -> None:
-    """Read a study's trials into Optuna's cache, TRIALS_A_READ at a time.
-
-    Optuna reads all at once, which for 10,000 trials takes 250 MiB that are free again a moment later.
-    """
-    cached, study_id, trial = study._storage, study._study_id, models.TrialModel
-    if not isinstance(cached, _CachedStorage):
-        return  # it lives in memory
-    query = sqlalchemy.select(trial.trial_id, trial.state).where(trial.study_id == study_id).order_by(trial.trial_id)
-    with cached._backend.engine.connect() as connection:
-        found = list(connection.execute(query))
-    finished = [trial_id for trial_id, state in found if state.is_finished()]
-    with cached._lock:
-        there = cached._studies.setdefault(study_id, _StudyInfo())
-        there.unfinished_trial_ids |= {trial_id for trial_id, state in found if not state.is_finished()}
-        for start in range(0, len(finished), TRIALS_A_READ):
-            part = finished[start : start + TRIALS_A_READ]
-            if part[-1] > there.last_finished_trial_id:
-                cached._add_trials_to_cache(
-                    study_id, cached._backend._get_trials(study_id, None, set(part), finished[-1])
-                )
-                there.last_finished_trial_id = part[-1]

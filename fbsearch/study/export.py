@@ -1,4 +1,4 @@
-"""What leaves a study: its best configurations with what they have cost, and a table of all its trials."""
+"""Exports of a study: its best configurations with their costs, and a table of all its trials."""
 
 import datetime
 from typing import TYPE_CHECKING, Any
@@ -8,13 +8,13 @@ from optuna.trial import FrozenTrial
 
 from fbsearch.config.export_file import Export, Searched
 from fbsearch.errors import ConfigError, StorageError
-from fbsearch.study.study import best_trials, stored_config
-from fbsearch.study.trial_record import FINISHED, is_duplicate, is_finished, is_infeasible
+from fbsearch.study.study import best_trials, stored_config, stored_dataset
+from fbsearch.study.trial_record import FINISHED, TrialRecord, is_duplicate, is_finished, is_infeasible
 
 if TYPE_CHECKING:
     import pandas
 
-# Of a table without trials; with trials, what was sampled stands between value and num_parameters.
+# The columns of a table without trials; with trials, the sampled parameters stand between value and num_parameters.
 TABLE_COLUMNS = [
     "trial", "state", "value", "num_parameters", "flops", "seconds", "device", "epochs", "started", "ended", "seed",
     "failure",
@@ -22,68 +22,67 @@ TABLE_COLUMNS = [
 
 
 def export_best(study: optuna.Study, *, top: int) -> Export:
-    """The `top` best configurations of a study. StorageError if no trial is complete yet."""
+    """Return the `top` best configurations of a study. StorageError if no trial is complete yet."""
     best = best_trials(study, top)
     if not best:
         raise StorageError(f"the study {study.study_name!r} has no complete trial yet; `fbsearch run` goes on with it")
-    dataset = study.user_attrs["dataset"]
+    dataset, records = stored_dataset(study), [TrialRecord.of(trial) for trial in best]
     shape = {key: dataset[key] for key in ("num_classes", "in_channels", "image_size")}
     configs = [
         {
             "rank": rank,
             "trial": trial.number,
             "value": trial.value,
-            "num_parameters": trial.user_attrs["num_parameters"],
+            "num_parameters": record.num_parameters,
             **shape,
-            **trial.user_attrs["config"],
+            **(record.config or {}),
         }
-        for rank, trial in enumerate(best, start=1)
+        for rank, (trial, record) in enumerate(zip(best, records, strict=True), start=1)
     ]
-    versions = best[0].user_attrs["environment"]["versions"]
+    versions = (records[0].environment or {})["versions"]
     now = datetime.datetime.now(datetime.UTC)
     content = {"study": study.study_name, "exported": now, "versions": versions, "configs": configs}
     return Export.model_validate(content | {"search": _searched(study)})
 
 
 def _searched(study: optuna.Study) -> Searched | None:
-    """What was searched, and what the finished trials have cost; None where another version's space is not readable."""
+    """Return the space and the cost of the finished trials; None if another version's space is not readable."""
     try:
         config = stored_config(study)
     except ConfigError:
         return None
-    num_train = study.user_attrs["dataset"]["num_train"]
     finished = [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
-    epochs = [len(trial.intermediate_values) for trial in finished]
-    flops = (trial.user_attrs["flops"] * num for trial, num in zip(finished, epochs, strict=True))
+    records, epochs = list(map(TrialRecord.of, finished)), [len(trial.intermediate_values) for trial in finished]
+    flops = ((record.flops or 0) * num for record, num in zip(records, epochs, strict=True))
     compute = {
         "num_trials": len(finished),
         "num_epochs": sum(epochs),
-        "train_flops": num_train * sum(flops),
-        "seconds": sum(trial.user_attrs["seconds"] for trial in finished),
+        "train_flops": stored_dataset(study)["num_train"] * sum(flops),
+        "seconds": sum(record.seconds or 0 for record in records),
     }
     sections = {"model": config.model, "train": config.train, "space": config.space}
     return Searched.model_validate(sections | {"compute": compute})
 
 
 def listed_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Every trial but the duplicates, which would show a result twice."""
+    """Return every trial but the duplicates, which would show a result twice."""
     return [trial for trial in study.get_trials(deepcopy=False) if not is_duplicate(trial)]
 
 
 def trial_table(study: optuna.Study) -> "pandas.DataFrame":
-    """Every trial of listed_trials as a row: number, state, value, what was sampled, costs, times, failure."""
+    """Return listed_trials as rows: number, state, value, sampled parameters, costs, times, failure."""
     import pandas
 
     rows = []
     for trial in listed_trials(study):
-        attributes = trial.user_attrs
+        record = TrialRecord.of(trial)
         state = "infeasible" if is_infeasible(trial) else trial.state.name.lower()
         row: dict[str, Any] = {"trial": trial.number, "state": state, "value": trial.value}
         row |= trial.params
-        row |= {key: attributes.get(key) for key in ("num_parameters", "flops", "seconds", "device")}
+        row |= {key: getattr(record, key) for key in ("num_parameters", "flops", "seconds", "device")}
         row["epochs"] = len(trial.intermediate_values)
         row |= {"started": trial.datetime_start, "ended": trial.datetime_complete}
-        row["seed"] = attributes.get("config", {}).get("seed")
-        row["failure"] = attributes.get("failure", {}).get("message")
+        row["seed"] = (record.config or {}).get("seed")
+        row["failure"] = record.failure and record.failure.message
         rows.append(row)
     return pandas.DataFrame(rows, columns=None if rows else TABLE_COLUMNS)

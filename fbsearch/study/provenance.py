@@ -1,25 +1,19 @@
-"""Which code and which data made a result: versions and commit of each trial, a study's data."""
+"""The versions and the commit of the code that makes a trial."""
 
-import dataclasses
 import functools
 import importlib.metadata
-import json
 import subprocess
 from pathlib import Path
-from typing import Any
-
-from fbsearch.errors import ConfigError
-from fbsearch.messages import DatasetInfo
 
 
 def coordinator_versions() -> dict[str, str]:
-    """Versions of what runs in the coordinator."""
+    """Return the versions of the packages that run in the coordinator alone."""
     return {name: importlib.metadata.version(name) for name in ("fbsearch", "optuna")}
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of fbsearch's own checkout, with + where it has changes; None where it is installed as a package."""
+    """Return the commit of fbsearch's own checkout, with + if it has changes; None for an installed package."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
@@ -33,15 +27,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None  # no git here, or a checkout without a commit
     return commit.stdout.strip()
-
-
-def check_same_data(name: str, stored: dict[str, Any] | None, dataset: DatasetInfo) -> None:
-    """ConfigError where the trials of the study `name` were trained on other data (`stored`) than there are now."""
-    now = json.loads(json.dumps(dataclasses.asdict(dataset)))  # as the database gives it back: lists, not tuples
-    if stored is None or stored == now:
-        return
-    changed = ", ".join(f"{key} {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key])
-    raise ConfigError(
-        f"the data of the study {name!r} have changed since its trials were run ({changed}): their results cannot be "
-        "compared; --name NAME starts a new study"
-    )

@@ -19,6 +19,7 @@ from fbsearch.config.space import (
     values,
 )
 from fbsearch.config.study_file import SearchConfig, StudyConfig
+from fbsearch.study.trial_record import TrialRecord
 
 
 def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.BaseSampler:
@@ -91,11 +92,11 @@ def enqueue_grid_point(study: optuna.Study, config: StudyConfig) -> bool:
     used = {
         json.dumps(trial.system_attrs["fixed_params"], sort_keys=True)
         for trial in study.get_trials(deepcopy=False)
-        if "grid_index" in trial.user_attrs
+        if TrialRecord.of(trial).grid_index is not None
     }
     for index, point in enumerate(_grid(config.model_dump_json())):
         labels = {name: encode_choice(value) for name, value in point.items()}
         if json.dumps(labels, sort_keys=True) not in used:
-            study.enqueue_trial(labels, user_attrs={"grid_index": index})
+            study.enqueue_trial(labels, user_attrs=TrialRecord(grid_index=index).attributes())
             return True
     return False

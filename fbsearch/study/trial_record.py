@@ -1,15 +1,34 @@
-"""Trials that end without training: infeasible ones and duplicates; which trials count towards N.
+"""The record of a trial: all that a trial stores as Optuna's user attributes, and the functions that read and end it.
 
-Both are told as finished, since Optuna's samplers learn nothing from a failed trial: told FAIL, TPE proposes the same
-configuration for ever. An infeasible trial is PRUNED with a constraint above 0, which TPE ranks behind every feasible
-trial, by how far it is over; a duplicate has the state and the value of the trial that it repeats.
+A trial's states, in Optuna's terms, from the queue to the end:
+
+      grid point | retry                     drawn by the sampler
+            |                                         |
+            v                 ask                     v ask
+         WAITING ---------------------------------> RUNNING
+            ^                                         |
+            |                        study.tell       +--> COMPLETE          counts towards N
+            |                        study.tell       +--> PRUNED            counts towards N
+            |                        tell_infeasible  +--> PRUNED            with `failure`
+            |                        tell_duplicate   +--> COMPLETE, PRUNED  with `duplicate_of`
+            |                        fail             +--> FAIL              with `failure`
+            |                        put_back         +--> FAIL              with `failure`
+            |                                                |
+            +------------------------------------------------+
+               a new trial with the same parameters, and with `follows`, `retry_of`, `attempt`
+
+A trial that is run again is always a new trial: a RUNNING one set back to WAITING would keep its old learning curve.
+
+Infeasible trials and duplicates are told as finished, because Optuna's samplers ignore failed trials: told FAIL, TPE
+proposes the same configuration for ever. An infeasible trial is PRUNED with a constraint above 0, so that TPE ranks it
+behind every feasible trial, by the excess; a duplicate has the state and the value of the trial that it repeats.
 """
 
 import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -17,43 +36,166 @@ from optuna.trial import FrozenTrial, TrialState
 from fbsearch.config.models import LimitsConfig, TrialConfig
 from fbsearch.config.space import LEVELS
 from fbsearch.errors import SearchError
-from fbsearch.messages import Epoch, EpochStats, Started
+from fbsearch.messages import Attention, Epoch, EpochStats, FailureKind, Started
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# So many configurations over the limits in a row: they leave too little.
+# The keys by which queries of the database find trials (queries.py).
+FAILURE, DUPLICATE_OF, NUM_PARAMETERS = "failure", "duplicate_of", "num_parameters"
+# After this many configurations in a row over the limits, the limits leave too little of the space.
 MAX_INFEASIBLE_IN_A_ROW = 100
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """The reason of a trial's end. `kind` is a FailureKind, or a word of another version of fbsearch."""
+
+    kind: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """The user attributes of a trial, under their keys. A field that is not stored has its default."""
+
+    # Stored when the trial is put into the queue.
+    grid_index: int | None = None  # only says that it is a point of the grid
+    follows: int | None = None  # the trial whose parameters are tried again
+    retry_of: int | None = None  # the first trial with these parameters
+    attempt: int = 1
+    alone: bool = False  # it needs its device to itself
+    # Stored when the trial is drawn.
+    coordinator: str | None = None  # the process that runs it, on PostgreSQL
+    config: dict[str, Any] | None = None  # a TrialConfig, as JSON
+    # Stored when the worker begins, and at the first epoch.
+    num_parameters: int | None = None
+    flops: int | None = None
+    memory_mib: float | None = None
+    device: str | None = None
+    worker: int | None = None
+    environment: dict[str, Any] | None = None  # {"versions": {package: version}, "git_commit": ...}
+    execution: dict[str, Any] | None = None  # an Execution
+    # Stored at the end.
+    history: list[dict[str, Any]] | None = None  # EpochStats
+    seconds: float | None = None  # since the worker got it
+    attention: dict[str, Any] | None = None  # an Attention
+    failure: Failure | None = None
+    traceback: str | None = None
+    duplicate_of: int | None = None
+
+    @classmethod
+    def of(cls, trial: FrozenTrial | optuna.Trial) -> Self:
+        """Return the record of a trial, whichever version of fbsearch has stored it."""
+        found = {key: value for key, value in trial.user_attrs.items() if key in _FIELDS}
+        if FAILURE in found:
+            found[FAILURE] = Failure(kind=found[FAILURE].get("kind", ""), message=found[FAILURE].get("message", ""))
+        return cls(**found)
+
+    def attributes(self) -> dict[str, Any]:
+        """Return {key: value} of the fields that are not at their default."""
+        values = {key: getattr(self, key) for key in _FIELDS}
+        if self.failure is not None:
+            values[FAILURE] = dataclasses.asdict(self.failure)
+        return {key: value for key, value in values.items() if value != _FIELDS[key]}
+
+    def store(self, trial: optuna.Trial) -> None:
+        """Store the fields that are not at their default; the others stay as they are stored."""
+        for key, value in self.attributes().items():
+            trial.set_user_attr(key, value)
+
+
+_FIELDS = {field.name: field.default for field in dataclasses.fields(TrialRecord)}
+
+
 def is_infeasible(trial: FrozenTrial) -> bool:
-    """Whether a trial was ended because its configuration is over the limits, or needs more memory than there is."""
-    return trial.state == TrialState.PRUNED and "failure" in trial.user_attrs
+    """Return True for a trial whose configuration is over the limits, or needs more memory than there is."""
+    return trial.state == TrialState.PRUNED and FAILURE in trial.user_attrs
 
 
 def is_duplicate(trial: FrozenTrial) -> bool:
-    """Whether a trial was answered from the study instead of trained."""
-    return trial.state in FINISHED and "duplicate_of" in trial.user_attrs
+    """Return True for a trial that was answered from the study instead of trained."""
+    return trial.state in FINISHED and DUPLICATE_OF in trial.user_attrs
 
 
 def is_finished(trial: FrozenTrial) -> bool:
-    """Whether a trial counts towards N: trained to its end or pruned."""
-    return trial.state in FINISHED and not is_infeasible(trial) and not is_duplicate(trial)
+    """Return True for a trial that counts towards N: trained to its end, or pruned."""
+    return trial.state in FINISHED and FAILURE not in trial.user_attrs and DUPLICATE_OF not in trial.user_attrs
+
+
+def is_failure(trial: FrozenTrial) -> bool:
+    """Return True for a trial that failed; one that was interrupted and put back did not."""
+    failure = TrialRecord.of(trial).failure
+    return trial.state == TrialState.FAIL and (failure is None or failure.kind != FailureKind.INTERRUPTED)
 
 
 def describe_untrained(num_infeasible: int, num_duplicates: int) -> str:
-    """What to add to a line of counts: nothing, or `, 3 infeasible, 2 duplicates`."""
+    """Return what to add to a line of counts: nothing, or `, 3 infeasible, 2 duplicates`."""
     counts = {"infeasible": num_infeasible, "duplicates": num_duplicates}
     return "".join(f", {count} {word}" for word, count in counts.items() if count)
 
 
 def describe_untrained_of(trials: list[FrozenTrial]) -> str:
-    """The same, counted from the trials of a study."""
+    """Return the same, counted from the trials of a study."""
     return describe_untrained(sum(map(is_infeasible, trials)), sum(map(is_duplicate, trials)))
 
 
+def rank_order(trial: FrozenTrial) -> tuple[float, int, int]:
+    """Return the sort key of complete trials, the best first: by value, then fewer parameters, then lower number."""
+    assert trial.value is not None
+    return (-trial.value, trial.user_attrs.get(NUM_PARAMETERS, 0), trial.number)
+
+
+def trial_config(trial: FrozenTrial | optuna.Trial) -> TrialConfig:
+    """Return the whole configuration that a trial was run with."""
+    return TrialConfig.model_validate(TrialRecord.of(trial).config)
+
+
+def sampled_names(trial: FrozenTrial) -> list[str]:
+    """Return the dotted names that were sampled for a trial; the stages' levels are one field."""
+    return list(dict.fromkeys(LEVELS if name.startswith(LEVELS) else name for name in trial.params))
+
+
+@dataclasses.dataclass
+class RunningTrial:
+    """A trial that a worker has, and what is stored while it runs."""
+
+    trial: optuna.Trial
+    config: TrialConfig
+    worker: int
+    history: list[EpochStats] = dataclasses.field(default_factory=list)
+    handed_out: float = dataclasses.field(default_factory=time.monotonic)
+
+    def store_start(self, event: Started, *, device: str, environment: dict[str, Any]) -> None:
+        """Store the costs, the device, and the versions of the code."""
+        TrialRecord(
+            num_parameters=event.num_parameters,
+            flops=event.flops,
+            memory_mib=event.memory_mib,
+            device=device,
+            worker=self.worker,
+            environment=environment,
+        ).store(self.trial)
+
+    def store_epoch(self, event: Epoch) -> None:
+        """Report an epoch to the pruner, and store how the steps are executed where the event says so."""
+        if event.execution is not None:
+            TrialRecord(execution=dataclasses.asdict(event.execution)).store(self.trial)
+        self.history.append(event.stats)
+        self.trial.report(event.stats.val_accuracy, step=event.stats.epoch)
+
+    def store_history(self) -> None:
+        """Store all epochs and the seconds since the worker got the trial, before the trial is ended."""
+        history = [dataclasses.asdict(stats) for stats in self.history]
+        TrialRecord(history=history, seconds=time.monotonic() - self.handed_out).store(self.trial)
+
+    def store_attention(self, attention: Attention) -> None:
+        """Store the attention maps."""
+        TrialRecord(attention=dataclasses.asdict(attention)).store(self.trial)
+
+
 def set_constraints(study: optuna.Study, trial: optuna.Trial, constraints: dict[str, float]) -> None:
-    """Tell the sampler how far a running trial is from its limits, at most 0 where it keeps them; each once a trial."""
+    """Tell the sampler the excess of a running trial over its limits, at most 0 where it keeps them; each key once."""
     if isinstance(study.sampler, optuna.samplers.CmaEsSampler):
-        return  # it cannot use them, and warns of each
+        return  # it cannot use constraints, and warns of each
     for key, value in constraints.items():
         trial.set_constraint(key, value)
 
@@ -61,24 +203,23 @@ def set_constraints(study: optuna.Study, trial: optuna.Trial, constraints: dict[
 def tell_infeasible(
     study: optuna.Study, trial: optuna.Trial, *, constraints: dict[str, float], kind: str, message: str
 ) -> None:
-    """End a running trial as infeasible, with a reason that can be read; it does not count towards N.
+    """End a running trial as infeasible, with the reason. It does not count towards N.
 
     At least one constraint, of these or of those set before, must be above 0.
     """
-    trial.set_user_attr("failure", {"kind": kind, "message": message})
+    TrialRecord(failure=Failure(kind=kind, message=message)).store(trial)
     set_constraints(study, trial, constraints)
     study.tell(trial, state=TrialState.PRUNED)
 
 
 def tell_duplicate(study: optuna.Study, trial: optuna.Trial, *, of: FrozenTrial) -> None:
-    """End a running trial with what another of the same configuration came to; no pruner sees it.
+    """End a running trial with the outcome of another one that has the same configuration; no pruner sees it.
 
-    One that repeats a failed trial is infeasible to the sampler: otherwise it would be drawn for ever.
+    A trial that repeats a failed one is infeasible to the sampler: otherwise it would be drawn for ever.
     """
-    trial.set_user_attr("duplicate_of", of.number)
     # Of equal values the smaller network is the best, and then the lower number: the trial that was trained.
-    for key in of.user_attrs.keys() & {"num_parameters", "flops"}:
-        trial.set_user_attr(key, of.user_attrs[key])
+    same = TrialRecord.of(of)
+    TrialRecord(duplicate_of=of.number, num_parameters=same.num_parameters, flops=same.flops).store(trial)
     set_constraints(study, trial, of.constraints)
     if of.state == TrialState.FAIL:
         set_constraints(study, trial, {"failed": 1.0})
@@ -90,6 +231,56 @@ def tell_duplicate(study: optuna.Study, trial: optuna.Trial, *, of: FrozenTrial)
     study.tell(trial, of.value if of.state == TrialState.COMPLETE else None, state=of.state)
 
 
+def fail(study: optuna.Study, number: int, *, kind: str, message: str) -> None:
+    """End a running trial as failed, with the reason."""
+    trial = study.get_trials(deepcopy=False)[number]
+    for key, value in TrialRecord(failure=Failure(kind=kind, message=message)).attributes().items():
+        study._storage.set_trial_user_attr(trial._trial_id, key, value)
+    study.tell(number, state=TrialState.FAIL)
+
+
+def put_back(
+    study: optuna.Study, trial: FrozenTrial, *, kind: str, message: str, attempt: int, alone: bool = False
+) -> None:
+    """End a running trial as failed, with the reason, and put its parameters into the queue for another attempt.
+
+    `alone`: the attempt needs its device to itself. The queue comes first: a process that is killed in between leaves
+    a running trial, and whoever puts that back finds its successor in the queue.
+    """
+    if not any(TrialRecord.of(other).follows == trial.number for other in study.get_trials(deepcopy=False)):
+        was = TrialRecord.of(trial)
+        origin = trial.number if was.retry_of is None else was.retry_of
+        again = TrialRecord(grid_index=was.grid_index, follows=trial.number, retry_of=origin, alone=alone)
+        # A trial that was killed between two suggestions has a part of its parameters in the queue still.
+        params = trial.system_attrs.get("fixed_params", {}) | trial.params
+        study.enqueue_trial(params, user_attrs=again.attributes() | {"attempt": attempt})
+    fail(study, trial.number, kind=kind, message=message)
+
+
+def put_back_running(study: optuna.Study, is_stale: Callable[[FrozenTrial], bool] = lambda _trial: True) -> int:
+    """Put back the running trials that a coordinator has left behind; return their number.
+
+    Only the process that has the study to itself may leave out `is_stale`: otherwise a running trial may be that of
+    another coordinator.
+    """
+    stale = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if is_stale(trial)]
+    for trial in stale:
+        record = TrialRecord.of(trial)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # it has come to its end after all
+            if record.failure is not None:  # it had failed, and been put back if need be: only the end is missing
+                study.tell(trial.number, state=TrialState.FAIL)
+                continue
+            put_back(
+                study,
+                trial,
+                kind=FailureKind.INTERRUPTED,
+                message="the search was stopped while it ran",
+                attempt=record.attempt,
+                alone=record.alone,
+            )
+    return len(stale)
+
+
 class OverLimits:
     """The costs of configurations that were over the limits, one after another."""
 
@@ -98,14 +289,14 @@ class OverLimits:
         self._costs: list[dict[str, float | None]] = []
 
     def note(self, costs: dict[str, float | None], excess: dict[str, float]) -> None:
-        """One more configuration; one that keeps the limits (no `excess` above 0) ends the row."""
+        """Note one more configuration; one that keeps the limits (no `excess` above 0) ends the row."""
         if max(excess.values(), default=0) > 0:
             self._costs.append(costs)
         else:
             self._costs.clear()
 
     def check(self, limits: LimitsConfig) -> None:
-        """SearchError where there are so many in a row that the limits leave too little of the space."""
+        """SearchError after MAX_INFEASIBLE_IN_A_ROW configurations: the limits leave too little of the space."""
         if len(self._costs) < self._max_in_a_row:
             return
         kept = limits.model_dump(exclude_none=True)
@@ -116,106 +307,3 @@ class OverLimits:
             "Raise the limits, or search smaller networks: `fbsearch validate FILE` shows what the corners of the "
             "space cost"
         )
-
-
-INTERRUPTED = "interrupted"
-
-
-def put_back(
-    study: optuna.Study, trial: FrozenTrial, *, kind: str, message: str, attempt: int, alone: bool = False
-) -> None:
-    """End a running trial as failed, with the reason, and put its parameters into the queue for another attempt.
-
-    First the queue, then the end: whoever is killed in between leaves a running trial, and putting that back finds its
-    successor there already. `alone`: the attempt is to have its device to itself.
-    """
-    if not any(other.user_attrs.get("follows") == trial.number for other in study.get_trials(deepcopy=False)):
-        attrs = {k: trial.user_attrs[k] for k in ("grid_index",) if k in trial.user_attrs}
-        attrs |= {"alone": True} if alone else {}
-        # A trial that was killed between two suggestions has a part of its parameters in the queue still.
-        params = trial.system_attrs.get("fixed_params", {}) | trial.params
-        attrs |= {"retry_of": trial.user_attrs.get("retry_of", trial.number), "attempt": attempt}
-        study.enqueue_trial(params, user_attrs=attrs | {"follows": trial.number})
-    fail(study, trial.number, kind=kind, message=message)
-
-
-def fail(study: optuna.Study, number: int, *, kind: str, message: str) -> None:
-    """End a running trial as failed, with a reason that can be read."""
-    trial = study.get_trials(deepcopy=False)[number]
-    study._storage.set_trial_user_attr(trial._trial_id, "failure", {"kind": kind, "message": message})
-    study.tell(number, state=TrialState.FAIL)
-
-
-def put_back_running(study: optuna.Study, is_stale: Callable[[FrozenTrial], bool] = lambda _trial: True) -> int:
-    """Put back the running trials that a coordinator has left behind; how many there were.
-
-    Without `is_stale` every one: only the process that holds the study's lock may do that, to anybody else a running
-    trial is somebody's.
-    """
-    stale = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if is_stale(trial)]
-    for trial in stale:
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # it has come to its end after all
-            if "failure" in trial.user_attrs:  # it had failed, and been put back if need be: only the end is missing
-                study.tell(trial.number, state=TrialState.FAIL)
-                continue
-            again = {"attempt": trial.user_attrs.get("attempt", 1), "alone": trial.user_attrs.get("alone", False)}
-            put_back(study, trial, kind=INTERRUPTED, message="the search was stopped while it ran", **again)
-    return len(stale)
-
-
-def rank_order(trial: FrozenTrial) -> tuple[float, int, int]:
-    """What complete trials are ranked by: the value, then fewer parameters, then the lower number; less is better."""
-    assert trial.value is not None
-    return (-trial.value, trial.user_attrs.get("num_parameters", 0), trial.number)
-
-
-def trial_config(trial: FrozenTrial) -> TrialConfig:
-    """The whole configuration that a trial was run with."""
-    return TrialConfig.model_validate(trial.user_attrs["config"])
-
-
-def sampled_names(trial: FrozenTrial) -> list[str]:
-    """The dotted names that were sampled for a trial, the stages' levels as the one field they are."""
-    return list(dict.fromkeys(LEVELS if name.startswith(LEVELS) else name for name in trial.params))
-
-
-def is_failure(trial: FrozenTrial) -> bool:
-    """Whether a trial has failed; one that was interrupted and put back has not."""
-    return trial.state == TrialState.FAIL and trial.user_attrs.get("failure", {}).get("kind") != INTERRUPTED
-
-
-@dataclasses.dataclass
-class RunningTrial:
-    """A trial in a worker's hands."""
-
-    trial: optuna.Trial
-    config: TrialConfig
-    worker: int
-    history: list[EpochStats] = dataclasses.field(default_factory=list)
-    handed_out: float = dataclasses.field(default_factory=time.monotonic)
-
-    def store_start(self, event: Started, *, device: str, environment: dict[str, Any]) -> None:
-        """Store what it costs, where it runs, and with which code."""
-        attributes = {
-            "num_parameters": event.num_parameters,
-            "flops": event.flops,
-            "device": device,
-            "worker": self.worker,
-            "environment": environment,
-        }
-        if event.memory_mib is not None:
-            attributes["memory_mib"] = event.memory_mib
-        for key, value in attributes.items():
-            self.trial.set_user_attr(key, value)
-
-    def store_epoch(self, event: Epoch) -> None:
-        """Report an epoch to the pruner, and store how the steps are run where it says so."""
-        if event.execution is not None:
-            self.trial.set_user_attr("execution", dataclasses.asdict(event.execution))
-        self.history.append(event.stats)
-        self.trial.report(event.stats.val_accuracy, step=event.stats.epoch)
-
-    def store_history(self) -> None:
-        """Store all epochs and the seconds since it was handed out, before it is ended."""
-        self.trial.set_user_attr("history", [dataclasses.asdict(stats) for stats in self.history])
-        self.trial.set_user_attr("seconds", time.monotonic() - self.handed_out)

@@ -18,7 +18,7 @@ from fbsearch.config.models import TrainConfig, TrialConfig
 from fbsearch.data.augment import augment
 from fbsearch.data.dataset import VALIDATION_BATCH, Dataset, Split, batches, count_batches
 from fbsearch.errors import TrialError
-from fbsearch.messages import EpochStats, Execution
+from fbsearch.messages import EpochStats, Execution, FailureKind
 from fbsearch.training.cuda_graph import CaptureError
 from fbsearch.training.devices import choose_dtype, memory_mib
 from fbsearch.training.distributed import Team
@@ -254,7 +254,7 @@ def _check_finite(loss: float, phase: str) -> float:
     if not math.isfinite(loss):
         raise TrialError(
             f"the {phase} loss is not finite; a lower train.learning_rate or train.clip_grad_norm: 1.0 may help",
-            kind="non_finite_loss",
+            kind=FailureKind.NON_FINITE_LOSS,
         )
     return loss
 

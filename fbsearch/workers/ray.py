@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fbsearch.config.models import DataConfig, TrialConfig
-from fbsearch.messages import CannotStart, Event, Notice, Ready, WorkerDied
+from fbsearch.messages import CannotStart, Event, FailureKind, Notice, Ready, WorkerDied
 from fbsearch.workers.executor import Slot, lost
 
 # One torch thread each: on a CPU, two workers of one thread are faster than one of two.
@@ -211,7 +211,7 @@ class RayExecutor:
             return lost(number, dead.reason)
         self._slots[number] = self._spawn(number, num_starts=starts)
         if is_node_lost:
-            return WorkerDied(number, f"the node {dead.address} was lost", kind="node_lost")
+            return WorkerDied(number, f"the node {dead.address} was lost", kind=FailureKind.NODE_LOST)
         return WorkerDied(number, dead.reason)
 
     def _report_waiting(self, events: list[Event]) -> list[Event]:

@@ -19,12 +19,12 @@ from fbsearch.config.models import DataConfig, LimitsConfig, TrialConfig
 from fbsearch.data.dataset import VALIDATION_BATCH, load_dataset
 from fbsearch.errors import FbsearchError, TrialError
 from fbsearch.messages import (
-    OVER_LIMITS,
     CannotStart,
     Epoch,
     Event,
     Execution,
     Failed,
+    FailureKind,
     Finished,
     Notice,
     Ready,
@@ -102,11 +102,11 @@ class Worker:
                 attention = take_attention(model, self.data)
                 yield Finished(self.number, trial, final_accuracy(history, config.train), attention)
         except TrialError as error:
-            yield Failed(self.number, trial, error.kind, str(error))
+            yield Failed(self.number, trial, FailureKind(error.kind), str(error))
         except FbsearchError as error:
-            yield Failed(self.number, trial, "invalid_configuration", str(error))
+            yield Failed(self.number, trial, FailureKind.INVALID_CONFIGURATION, str(error))
         except Exception as error:  # a bug fails the trial, with its traceback; the worker goes on
-            kind = "out_of_memory" if is_out_of_memory(error) else "error"
+            kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.ERROR
             message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             yield Failed(self.number, trial, kind, message, traceback.format_exc())
         finally:
@@ -131,14 +131,14 @@ class Worker:
 
 
 def check_limits(started: Started, limits: LimitsConfig) -> None:
-    """Raise TrialError of the kind OVER_LIMITS, naming each limit, if a cost is over a limit."""
+    """Raise TrialError of the kind `over_limits`, naming each limit, if a cost is over a limit."""
     over = [
         f"{started.costs[key]:,.0f} {key} of at most {getattr(limits, key):,.0f}"
         for key, excess in limits.excess(started.costs).items()
         if excess > 0
     ]
     if over:
-        raise TrialError(f"over search.limits: {', '.join(over)}", kind=OVER_LIMITS)
+        raise TrialError(f"over search.limits: {', '.join(over)}", kind=FailureKind.OVER_LIMITS)
 
 
 def _device_name(device: torch.device) -> str:

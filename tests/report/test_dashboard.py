@@ -27,10 +27,11 @@ from optuna.trial import TrialState
 from fbsearch.cli.app import main
 from fbsearch.config.export_file import load_export
 from fbsearch.config.study_file import StudyConfig
-from fbsearch.report.dashboard import FeasibleBest, annotate, annotate_all, escape, study_note
+from fbsearch.report.dashboard import annotate, annotate_all, escape, study_note
 from fbsearch.report.http_guard import Guard, is_loopback
+from fbsearch.study.dashboard_storage import FeasibleBest
 from fbsearch.study.database import open_storage
-from fbsearch.study.locks import hold_study
+from fbsearch.study.locks import claim_study
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import best_trials, create_study
 from fbsearch.study.trial_record import fail
@@ -624,10 +625,10 @@ def test_dashboard_shows_the_best_of_a_study_of_other_directions(storage: Any) -
 def test_annotate_while_a_search_holds_the_study_leaves_it(storage: Any, url: str, tmp_path: Path) -> None:
     study = make_study(storage, num_trials=2)
     said: list[str] = []
-    with hold_study(url, "digits"):
-        annotate_all(storage, url, FileSystemArtifactStore(tmp_path), say=said.append)
+    with claim_study(storage, "digits"):
+        annotate_all(storage, FileSystemArtifactStore(tmp_path), say=said.append)
     assert said.pop().startswith("study 'digits' is being searched") and attributes(study) == {}
-    annotate_all(storage, url, FileSystemArtifactStore(tmp_path), say=said.append)
+    annotate_all(storage, FileSystemArtifactStore(tmp_path), say=said.append)
     assert said == [] and attributes(study) != {}
 
 
@@ -641,7 +642,7 @@ def test_annotate_studies_that_have_nothing_to_show(storage: Any, url: str, tmp_
     old.tell(2, 0.999)
     optuna.create_study(storage=storage, study_name="another's")
     said: list[str] = []
-    annotate_all(storage, url, FileSystemArtifactStore(tmp_path), say=said.append)
+    annotate_all(storage, FileSystemArtifactStore(tmp_path), say=said.append)
     assert len(said) == 1 and said[0].startswith("study 'old' was made by another version")
     for study in (empty, failed):
         assert optuna_dashboard.get_note(study).startswith("## No trial is complete yet")

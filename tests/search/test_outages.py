@@ -22,7 +22,7 @@ from fbsearch.study.study import create_study
 from fbsearch.study.trial_record import is_finished
 from fbsearch.workers.executor import Executor
 from fbsearch.workers.local import InProcessExecutor, ProcessExecutor
-from tests.study.test_retrying_storage import locked_for, patient_storage
+from tests.study.test_retrying_storage import locked_for, retrying_storage
 
 pytestmark = pytest.mark.slow  # processes that import torch
 
@@ -41,7 +41,7 @@ CONFIG = StudyConfig.model_validate(
 
 @contextlib.contextmanager
 def patient_study(url: str, *, patience: float = 60) -> Iterator[optuna.Study]:
-    with patient_storage(url, patience=patience) as storage:
+    with retrying_storage(url, timeout_seconds=patience) as storage:
         yield create_study(storage, CONFIG)
 
 

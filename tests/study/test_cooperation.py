@@ -19,9 +19,10 @@ from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError
 from fbsearch.study import locks as cooperation
 from fbsearch.study.database import open_storage
-from fbsearch.study.locks import Alone, Crew, join_study
+from fbsearch.study.locks import Alone, Crew, claim_study
+from fbsearch.study.queries import count_trials
 from fbsearch.study.sampling import sample
-from fbsearch.study.study import count_trials, create_study, flush, load_study
+from fbsearch.study.study import create_study, flush, load_study
 from fbsearch.study.trial_record import is_finished
 
 SMALL = """
@@ -134,7 +135,7 @@ class Member:
     def __init__(self, url: str) -> None:
         self.storage = open_storage(url, create=True)
         self.study = create_study(self.storage, CONFIG)
-        self._joined = join_study(self.storage, CONFIG.name)
+        self._joined = claim_study(self.storage, CONFIG.name)
         self.crew: Crew = self._joined.__enter__()
 
     def ask(self) -> optuna.Trial:
@@ -240,6 +241,6 @@ def test_create_study_that_others_search_with_other_settings_is_refused(postgres
             create_study(storage, CONFIG, is_searched=True)
 
 
-def test_join_study_on_sqlite_is_alone(url: str) -> None:
-    with opened(url) as storage, join_study(storage, "digits") as crew:
+def test_claim_study_on_sqlite_is_exclusive(url: str) -> None:
+    with opened(url) as storage, claim_study(storage, "digits") as crew:
         assert isinstance(crew, Alone)

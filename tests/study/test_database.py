@@ -20,8 +20,8 @@ from small_disk import PAGE, fill
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import StorageError
-from fbsearch.study.database import hide_password, open_storage, read_trials, storage_errors
-from fbsearch.study.locks import hold_study
+from fbsearch.study.database import hide_password, open_storage, storage_errors
+from fbsearch.study.locks import claim_study, is_claimed
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import create_study, load_study
 from fbsearch.study.trial_record import put_back_running
@@ -101,7 +101,7 @@ OPEN_AT_ONCE = (
     "from fbsearch.study.database import open_storage\n"
     "print('ready', flush=True)\n"
     "sys.stdin.readline()\n"
-    "open_storage(sys.argv[1], create=True, patient=sys.argv[2] == 'patient').engine.dispose()\n"
+    "open_storage(sys.argv[1], create=True, retries=sys.argv[2] == 'retries').engine.dispose()\n"
 )
 
 
@@ -109,7 +109,7 @@ OPEN_AT_ONCE = (
 def test_open_storage_new_file_opened_by_several_at_once(tmp_path: Path) -> None:
     for number in range(3):
         command = [sys.executable, "-c", OPEN_AT_ONCE, f"sqlite:///{tmp_path / f'{number}.db'}"]
-        command.append("patient" if number else "")
+        command.append("retries" if number else "")
         with contextlib.ExitStack() as stack:
             started = [
                 stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
@@ -381,8 +381,9 @@ def test_open_storage_unreadable_file_says_so(guarded: Path) -> None:
         assert refused(f"sqlite:///{guarded}") == f"{guarded}: cannot be read: Permission denied"
 
 
-def test_hold_study_read_only_folder_says_so(guarded: Path) -> None:
-    with without_rights(), pytest.raises(StorageError), hold_study(f"sqlite:///{guarded}", "digits"):
+def test_claim_study_read_only_folder_says_so(guarded: Path) -> None:
+    refusal = pytest.raises(StorageError, match="it keeps two searches apart")
+    with opened(f"sqlite:///{guarded}") as storage, without_rights(), refusal, claim_study(storage, "digits"):
         pass
 
 
@@ -431,98 +432,80 @@ def test_read_only_disk_says_so_and_goes_on_once_it_is_not(small_disk: Path) -> 
         assert len(load_study(storage, None).trials) == 2
 
 
-# Holding a study.
+# Claiming a study.
 
 HOLD = """
 import sys, time
-from fbsearch.study.locks import hold_study
-with hold_study(sys.argv[1], sys.argv[2]):
-    print("held", flush=True)
+from fbsearch.study.database import open_storage
+from fbsearch.study.locks import claim_study
+with claim_study(open_storage(sys.argv[1], create=True), sys.argv[2]):
+    print("claimed", flush=True)
     time.sleep(600)
 """
 
 
+@contextlib.contextmanager
+def claimed(url: str, name: str) -> Iterator[None]:
+    with opened(url, create=True) as storage, claim_study(storage, name):
+        yield
+
+
 @pytest.fixture
 def holder(url: str) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that holds the study `digits` of `url`."""
+    """Another process that has claimed the study `digits` of `url`."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, url, "digits"], stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+        assert process.stdout.readline() == "claimed\n"
         yield process
         process.kill()
 
 
-def test_hold_study_second_holder_is_refused_until_the_first_is_killed(
+def test_claim_study_second_holder_is_refused_until_the_first_is_killed(
     url: str, holder: "subprocess.Popen[str]"
 ) -> None:
     message = (
         r"fbsearch\.db: another `fbsearch run` is searching the study 'digits'; .* start another study with --name"
     )
-    with pytest.raises(StorageError, match=message), hold_study(url, "digits"):
+    with pytest.raises(StorageError, match=message), claimed(url, "digits"):
         pass
-    with hold_study(url, "another"):
+    with claimed(url, "another"):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with hold_study(url, "digits"):
+    with claimed(url, "digits"):
         pass
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x"), KeyboardInterrupt()])
-def test_hold_study_is_released_however_the_block_ends(url: str, error: BaseException | None) -> None:
-    with contextlib.suppress(ValueError, KeyboardInterrupt), hold_study(url, "digits"):
-        with pytest.raises(StorageError, match="another"), hold_study(url, "digits"):
+def test_claim_study_is_released_however_the_block_ends(url: str, error: BaseException | None) -> None:
+    with contextlib.suppress(ValueError, KeyboardInterrupt), claimed(url, "digits"):
+        with pytest.raises(StorageError, match="another"), claimed(url, "digits"):
             pass
         if error:
             raise error
-    with hold_study(url, "digits"):
+    with claimed(url, "digits"):
         pass
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "größer", "x" * 200])
-def test_hold_study_any_name_keeps_the_lock_beside_the_database(url: str, tmp_path: Path, name: str) -> None:
-    with hold_study(url, name):
-        (lock,) = tmp_path.iterdir()
-        assert lock.name.startswith("fbsearch.db-")
+def test_claim_study_any_name_keeps_the_lock_beside_the_database(url: str, tmp_path: Path, name: str) -> None:
+    with claimed(url, name):
+        locks = {path.name for path in tmp_path.iterdir() if path.suffix == ".lock"} - {"fbsearch.db.lock"}
+        assert len(locks) == 1 and locks.pop().startswith("fbsearch.db-")
 
 
 @pytest.mark.parametrize(("first", "second"), [("my study", "my_study"), ("数字", "图像")])
-def test_hold_study_similar_names_are_different_studies(url: str, first: str, second: str) -> None:
-    with hold_study(url, first), hold_study(url, second):
+def test_claim_study_similar_names_are_different_studies(url: str, first: str, second: str) -> None:
+    with claimed(url, first), claimed(url, second):
         pass
 
 
-def test_hold_study_postgresql_is_not_held() -> None:
-    url = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/db"
-    with hold_study(url, "digits"), hold_study(url, "digits"):
-        pass
-
-
-def test_read_trials_in_parts_gives_what_optuna_gives(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fbsearch.study.database.TRIALS_A_READ", 3)
-    opened = [open_storage(url, create=True), open_storage(url)]
-    study = optuna.create_study(storage=opened[0], study_name="s")
-    for number in range(8):
-        trial = study.ask()
-        trial.suggest_float("x", 0, 1)
-        trial.report(0.5, 1)
-        if number not in (2, 7):
-            study.tell(trial, number / 10)
-    reader = optuna.load_study(storage=opened[1], study_name="s")
-    read_trials(reader)
-    assert reader.get_trials() == study.get_trials()
-    study.tell(2, 0.9)
-    study.tell(study.ask(), 0.3)
-    read_trials(reader)
-    assert reader.get_trials() == study.get_trials()
-    assert [t.state.name for t in reader.trials].count("RUNNING") == 1
-    for storage in opened:
-        storage.engine.dispose()
-
-
-def test_read_trials_of_a_study_in_memory_does_nothing() -> None:
-    study = optuna.create_study()
-    study.tell(study.ask(), 1.0)
-    read_trials(study)
-    assert len(study.trials) == 1
+def test_is_claimed_while_another_process_has_the_study(storage: RDBStorage, holder: "subprocess.Popen[str]") -> None:
+    study = create_study(storage, StudyConfig(name="digits"))
+    assert is_claimed(study)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert not is_claimed(study)
+    with claim_study(storage, "digits"):
+        assert is_claimed(study)

@@ -19,8 +19,8 @@ from small_disk import fill, mounted
 
 from fbsearch.errors import StorageError
 from fbsearch.study.database import explain, open_storage, storage_errors
-from fbsearch.study.retrying_storage import OnWait, RetryingStorage, is_passing, while_away
-from fbsearch.study.study import best_trial, count_trials
+from fbsearch.study.queries import best_trial, count_trials
+from fbsearch.study.retrying_storage import OnRetry, RetryingStorage, call_on_retry, is_transient
 
 EPOCHS = 5
 LOCK = (
@@ -33,10 +33,10 @@ LOCK = (
 
 
 @contextlib.contextmanager
-def patient_storage(url: str, *, patience: float = 60) -> Iterator[RetryingStorage]:
-    storage = open_storage(url, create=True, patient=True)
+def retrying_storage(url: str, *, timeout_seconds: float = 60) -> Iterator[RetryingStorage]:
+    storage = open_storage(url, create=True, retries=True)
     assert isinstance(storage, RetryingStorage)
-    storage.patience = patience
+    storage.timeout_seconds = timeout_seconds
     try:
         yield storage
     finally:
@@ -44,8 +44,8 @@ def patient_storage(url: str, *, patience: float = 60) -> Iterator[RetryingStora
 
 
 @contextlib.contextmanager
-def patient_study(url: str, *, patience: float = 60) -> Iterator[optuna.Study]:
-    with patient_storage(url, patience=patience) as storage:
+def retrying_study(url: str, *, timeout_seconds: float = 60) -> Iterator[optuna.Study]:
+    with retrying_storage(url, timeout_seconds=timeout_seconds) as storage:
         yield optuna.create_study(study_name="s", storage=storage, direction="maximize", load_if_exists=True)
 
 
@@ -71,7 +71,7 @@ def check_whole(url: str, *, num_trials: int) -> None:
         assert trial.user_attrs["history"] == [trial.value] * EPOCHS
 
 
-def noting(seen: list[str], *, then: OnWait = lambda error: True) -> OnWait:
+def noting(seen: list[str], *, then: OnRetry = lambda error: True) -> OnRetry:
     def on_wait(error: BaseException) -> bool:
         seen.append(explain(error).partition(";")[0])
         return then(error)
@@ -90,9 +90,9 @@ def locked_for(path: Path, seconds: float) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_patient_study_locked_by_another_process_waits_and_writes_everything(url: str, tmp_path: Path) -> None:
+def test_retrying_study_locked_by_another_process_waits_and_writes_everything(url: str, tmp_path: Path) -> None:
     seen: list[str] = []
-    with patient_study(url) as study, while_away(study, noting(seen)):
+    with retrying_study(url) as study, call_on_retry(study, noting(seen)):
         run_trial(study, 1)
         with locked_for(tmp_path / "fbsearch.db", 2.5):  # longer than SQLite itself waits
             run_trial(study, 2)
@@ -100,10 +100,10 @@ def test_patient_study_locked_by_another_process_waits_and_writes_everything(url
     check_whole(url, num_trials=2)
 
 
-def test_patient_study_on_a_full_disk_waits_for_room(tmp_path: Path) -> None:
+def test_retrying_study_on_a_full_disk_waits_for_room(tmp_path: Path) -> None:
     url, seen = f"sqlite:///{tmp_path / 'disk' / 'x.db'}", list[str]()
     # SQLite's write-ahead log grows to 4 MB before it is made smaller.
-    with mounted(tmp_path / "disk", size="8m") as disk, patient_study(url) as study:
+    with mounted(tmp_path / "disk", size="8m") as disk, retrying_study(url) as study:
         run_trial(study, 1)
         filled = fill(disk)
 
@@ -112,7 +112,7 @@ def test_patient_study_on_a_full_disk_waits_for_room(tmp_path: Path) -> None:
                 filled.unlink()
             return True
 
-        with while_away(study, noting(seen, then=make_room)):
+        with call_on_retry(study, noting(seen, then=make_room)):
             for value in range(2, 12):
                 run_trial(study, value)
         assert seen == ["the disk is full"] * 3
@@ -120,9 +120,9 @@ def test_patient_study_on_a_full_disk_waits_for_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_patient_study_stops_with_the_error_when_patience_is_over_and_at_once_after(url: str, tmp_path: Path) -> None:
+def test_retrying_study_stops_with_the_error_when_the_time_is_over_and_at_once_after(url: str, tmp_path: Path) -> None:
     seen: list[str] = []
-    with patient_study(url, patience=0.5) as study, while_away(study, noting(seen)):
+    with retrying_study(url, timeout_seconds=0.5) as study, call_on_retry(study, noting(seen)):
         with locked_for(tmp_path / "fbsearch.db", 4):
             for _ in range(2):
                 with pytest.raises(StorageError, match="holds the database locked"), storage_errors(url):
@@ -132,17 +132,17 @@ def test_patient_study_stops_with_the_error_when_patience_is_over_and_at_once_af
         assert study.user_attrs["key"] == 2
 
 
-def test_patient_study_ends_its_wait_when_told_so(url: str, tmp_path: Path) -> None:
+def test_retrying_study_ends_its_wait_when_told_so(url: str, tmp_path: Path) -> None:
     with (
-        patient_study(url) as study,
-        while_away(study, lambda error: False),
+        retrying_study(url) as study,
+        call_on_retry(study, lambda error: False),
         locked_for(tmp_path / "fbsearch.db", 2),
         pytest.raises(optuna.exceptions.StorageInternalError),
     ):
         study.set_user_attr("key", 1)
 
 
-def test_is_passing_of_a_broken_database_and_of_bugs() -> None:
+def test_is_transient_of_a_broken_database_and_of_bugs() -> None:
     def error_of(statement: str) -> BaseException:
         engine = sqlalchemy.create_engine("sqlite://")
         with pytest.raises(sqlalchemy.exc.SQLAlchemyError) as caught, engine.connect() as connection:
@@ -150,15 +150,15 @@ def test_is_passing_of_a_broken_database_and_of_bugs() -> None:
         engine.dispose()
         return caught.value
 
-    assert not is_passing(error_of("SELECT * FROM absent"))
-    assert not is_passing(sqlalchemy.exc.DatabaseError("", {}, sqlite3.DatabaseError("file is not a database")))
-    assert not is_passing(AssertionError("the worker has a trial"))
-    assert is_passing(AssertionError("Should not reach."))
+    assert not is_transient(error_of("SELECT * FROM absent"))
+    assert not is_transient(sqlalchemy.exc.DatabaseError("", {}, sqlite3.DatabaseError("file is not a database")))
+    assert not is_transient(AssertionError("the worker has a trial"))
+    assert is_transient(AssertionError("Should not reach."))
 
 
-def test_patient_study_waits_for_a_postgres_server_that_is_stopped_and_started(postgres: PostgresServer) -> None:
+def test_retrying_study_waits_for_a_postgres_server_that_is_stopped_and_started(postgres: PostgresServer) -> None:
     url, seen = postgres.new_database(), list[str]()
-    with patient_study(url) as study:
+    with retrying_study(url) as study:
         run_trial(study, 1)
         postgres.stop()
 
@@ -167,7 +167,7 @@ def test_patient_study_waits_for_a_postgres_server_that_is_stopped_and_started(p
                 postgres.start()
             return True
 
-        with while_away(study, noting(seen, then=start_at_the_third)):
+        with call_on_retry(study, noting(seen, then=start_at_the_third)):
             for value in range(2, 5):
                 run_trial(study, value)
             postgres.restart("immediate")
@@ -176,9 +176,9 @@ def test_patient_study_waits_for_a_postgres_server_that_is_stopped_and_started(p
     check_whole(url, num_trials=5)
 
 
-def test_patient_study_counts_and_finds_its_best_when_the_server_was_restarted(postgres: PostgresServer) -> None:
+def test_retrying_study_counts_and_finds_its_best_when_the_server_was_restarted(postgres: PostgresServer) -> None:
     url, seen = postgres.new_database(), list[str]()
-    with patient_study(url) as study, while_away(study, noting(seen)):
+    with retrying_study(url) as study, call_on_retry(study, noting(seen)):
         run_trial(study, 1)
         postgres.restart("immediate")
         assert count_trials(study)[TrialState.COMPLETE] == 1
@@ -188,7 +188,7 @@ def test_patient_study_counts_and_finds_its_best_when_the_server_was_restarted(p
     assert len(seen) >= 2
 
 
-def test_patient_study_reads_again_what_was_cut_in_the_middle(postgres: PostgresServer) -> None:
+def test_retrying_study_reads_again_what_was_cut_in_the_middle(postgres: PostgresServer) -> None:
     """Optuna takes the cut for a query that was too long, and asks again on the connection that is no more."""
     url, seen, cut = postgres.new_database(), list[str](), list[str]()
     sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
@@ -200,7 +200,7 @@ def test_patient_study_reads_again_what_was_cut_in_the_middle(postgres: Postgres
             with server.connect() as connection:
                 connection.exec_driver_sql(sessions, (sqlalchemy.make_url(url).database,))
 
-    with patient_study(url) as study, while_away(study, noting(seen)):
+    with retrying_study(url) as study, call_on_retry(study, noting(seen)):
         run_trial(study, 1)
         backend = study._storage._backend  # type: ignore[attr-defined]
         sqlalchemy.event.listen(backend.engine, "before_cursor_execute", terminate)
@@ -244,12 +244,12 @@ class CuttingProxy:
 
 
 @pytest.mark.slow
-def test_patient_study_does_nothing_twice_where_only_the_answer_was_lost(postgres: PostgresServer) -> None:
+def test_retrying_study_does_nothing_twice_where_only_the_answer_was_lost(postgres: PostgresServer) -> None:
     url = postgres.new_database()
     proxy = CuttingProxy(postgres.port)
-    with patient_study(url) as study:
+    with retrying_study(url) as study:
         run_trial(study, 1)
-    with patient_study(url.replace(f":{postgres.port}/", f":{proxy.port}/")) as study:
+    with retrying_study(url.replace(f":{postgres.port}/", f":{proxy.port}/")) as study:
         proxy.cuts = True
         for value in range(2, 12):
             if value % 2:  # of those that wait in the queue, each must be taken, and once

@@ -14,12 +14,14 @@ from fbsearch.config.space import encode_choice, grid_points
 from fbsearch.config.study_file import SearchConfig, StudyConfig
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import write_whole
+from fbsearch.messages import FailureKind
 from fbsearch.study.database import open_storage
 from fbsearch.study.export import export_best, trial_table
+from fbsearch.study.queries import best_trial
 from fbsearch.study.sampling import enqueue_grid_point, make_pruner, make_sampler, sample
-from fbsearch.study.study import FINISHED, best_trial, best_trials, create_study, flush, load_study, status
+from fbsearch.study.study import best_trials, create_study, flush, load_study, status
 from fbsearch.study.trial_record import (
-    INTERRUPTED,
+    FINISHED,
     fail,
     is_duplicate,
     is_failure,
@@ -437,7 +439,7 @@ def test_put_back_running_is_no_failure_and_no_attempt(storage: RDBStorage, stud
     assert put_back_running(again) == 0
     assert [trial.state for trial in again.trials[:3]] == [TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE]
     assert not any(is_failure(trial) for trial in again.trials)
-    assert frozen(again, 0).user_attrs["failure"]["kind"] == INTERRUPTED
+    assert frozen(again, 0).user_attrs["failure"]["kind"] == FailureKind.INTERRUPTED
     queued = [again.ask() for _ in range(2)]
     assert [trial.user_attrs["retry_of"] for trial in queued] == [0, 1]
     assert [trial.user_attrs["attempt"] for trial in queued] == [1, 1]
@@ -543,7 +545,7 @@ def fill_mixed(study: optuna.Study) -> None:
         pruned.report(value, step=1)
         study.tell(pruned, state=TrialState.PRUNED)
     for kind in ("worker_died", "worker_died", "non_finite_loss"):
-        fail(study, start(study)[0].number, kind=kind, message=f'"kind": "{INTERRUPTED}"')
+        fail(study, start(study)[0].number, kind=kind, message=f'"kind": "{FailureKind.INTERRUPTED}"')
     study.tell(start(study)[0], state=TrialState.FAIL)  # without a reason
     tell_infeasible(study, start(study)[0], constraints={"flops": 0.1}, kind="over_limits", message="large")
     for of in (2, 5):  # complete, pruned
@@ -553,7 +555,7 @@ def fill_mixed(study: optuna.Study) -> None:
     start(study, duplicate_of=2)  # killed before it was told
     put_back_running(study)
     # A trial that was told a reason and goes on, for a moment, is running.
-    start(study, failure={"kind": INTERRUPTED, "message": "x"})
+    start(study, failure={"kind": FailureKind.INTERRUPTED, "message": "x"})
 
 
 @pytest.mark.parametrize("step", ["empty", "unfinished", "mixed", "infinite"])

@@ -9,8 +9,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.study.export import trial_table
+from fbsearch.study.queries import best_trial
 from fbsearch.study.sampling import make_pruner, sample
-from fbsearch.study.study import best_trial, best_trials, create_study
+from fbsearch.study.study import best_trials, create_study
 from fbsearch.study.trial_record import (
     FINISHED,
     is_duplicate,

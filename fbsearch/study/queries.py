@@ -1,0 +1,82 @@
+"""Queries of Optuna's tables: counts of trials and the best one, without reading every trial.
+
+Optuna's own ways to count trials, or to find those of a value, read every trial with all its attributes and histories:
+17 s for 10,000 trials, where these queries take 0.04 s.
+"""
+
+import collections
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+
+from fbsearch.messages import FailureKind
+from fbsearch.study.retrying_storage import retry
+from fbsearch.study.trial_record import DUPLICATE_OF, FAILURE, FINISHED, NUM_PARAMETERS
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """Return the trial that best_trials(study, 1) gives, None without one. Reads that trial alone."""
+    try:
+        value = study._storage.get_best_trial(study._study_id).value
+    except ValueError:  # no trial is complete
+        return None
+    assert value is not None
+    return study._storage.get_trial(min(_tied_trials(study, value))[-1])
+
+
+def count_trials(study: optuna.Study) -> collections.Counter[TrialState | str]:
+    """Return the number of trials in each state, and of `infeasible` and `duplicate` ones; none is counted twice.
+
+    Interrupted trials (is_failure) are not counted at all.
+    """
+    trial, attribute = models.TrialModel, models.TrialUserAttributeModel
+    # One query, so that no trial ends between two.
+    is_mark = (attribute.trial_id == trial.trial_id) & (
+        ((attribute.key == FAILURE) & trial.state.in_((TrialState.FAIL, TrialState.PRUNED)))
+        | ((attribute.key == DUPLICATE_OF) & trial.state.in_(FINISHED))
+    )
+    query = (
+        sqlalchemy.select(trial.state, attribute.key, attribute.value_json, sqlalchemy.func.count())
+        .select_from(sqlalchemy.outerjoin(trial, attribute, is_mark))
+        .where(trial.study_id == study._study_id)
+        .group_by(trial.state, attribute.key, attribute.value_json)
+    )
+    counts: collections.Counter[TrialState | str] = collections.Counter()
+    for state, key, mark, count in _rows(study, query):
+        if key == DUPLICATE_OF:
+            counts["duplicate"] += count
+        elif key == FAILURE and state == TrialState.PRUNED:
+            counts["infeasible"] += count
+        elif mark is None or json.loads(mark).get("kind") != FailureKind.INTERRUPTED:
+            counts[state] += count
+    return counts
+
+
+def _tied_trials(study: optuna.Study, value: float) -> Iterator[tuple[int, int, int]]:
+    """Yield (num_parameters, number, Optuna's id) of the complete trials of a value; the least is the best trial."""
+    trial, attribute, score = models.TrialModel, models.TrialUserAttributeModel, models.TrialValueModel
+    is_size = (attribute.trial_id == trial.trial_id) & (attribute.key == NUM_PARAMETERS)
+    stored, kind = score.value_to_stored_repr(value)
+    query = (
+        sqlalchemy.select(attribute.value_json, trial.number, trial.trial_id)
+        .select_from(sqlalchemy.join(trial, score).outerjoin(attribute, is_size))
+        .where(trial.study_id == study._study_id, trial.state == TrialState.COMPLETE)
+        .where(score.objective == 0, score.value_type == kind, score.value == stored)
+    )
+    for size, number, trial_id in _rows(study, query):
+        yield (0 if size is None else json.loads(size), number, trial_id)
+
+
+def _rows(study: optuna.Study, query: sqlalchemy.Executable) -> list[Any]:
+    backend = study._storage._backend  # type: ignore[attr-defined]  # a study wraps its RDBStorage in a cache
+
+    def read() -> list[Any]:
+        with backend.engine.connect() as connection:
+            return list(connection.execute(query))
+
+    return retry(backend, read)
