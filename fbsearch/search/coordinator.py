@@ -35,7 +35,7 @@ from fbsearch.search.state import SearchState
 from fbsearch.search.stop_criterion import StopCriterion
 from fbsearch.search.worker_pool import WorkerPool
 from fbsearch.study.database import explain, storage_errors
-from fbsearch.study.locks import Alone, Crew
+from fbsearch.study.locks import Crew
 from fbsearch.study.provenance import coordinator_versions, git_commit
 from fbsearch.study.retrying_storage import call_on_retry
 from fbsearch.study.study import NUM_SHOWN, flush, is_among_best, store_dataset
@@ -78,7 +78,7 @@ class Coordinator:
         attention maps of the `num_with_attention` best trials are stored.
         """
         self.study, self.config, self._show = study, config, show
-        self._crew = crew or Alone()
+        self._crew = crew or Crew()
         self._pool = WorkerPool(executor, trial_timeout=trial_timeout)
         self.state = SearchState(name=config.name, num_trials=num_trials, pool=self._pool)
         self._stop_criterion = StopCriterion(timeout=timeout)

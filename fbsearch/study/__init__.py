@@ -1,1 +1,1 @@
-"""The database remembers: the only home of Optuna. Must not import torch."""
+"""The database that remembers a search: trials, studies, locks; the only home of Optuna."""

@@ -152,10 +152,6 @@ class BufferedStorage(_CachedStorage):
         own = self._own.get(trial_id)
         return super().get_trial(trial_id) if own is None else _snapshot(own.trial)
 
-    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
-        own = self._own.get(trial_id)
-        return super().get_trial_system_attrs(trial_id) if own is None else dict(own.trial.system_attrs)
-
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         """Read new trials, and unfinished ones of other processes.
 

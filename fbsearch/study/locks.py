@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import filelock
 import optuna
@@ -44,55 +44,37 @@ _HOLDERS = sqlalchemy.text(_HELD)
 _OWN_TURN = sqlalchemy.text(f"{_HELD} AND objid = :turn AND pid = pg_backend_pid()")
 
 
-class Crew(Protocol):
-    """A claim on a study, as the coordinator that has it uses it."""
-
-    is_shared: bool
-
-    def turn(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the lock under which trials of the study are taken or put back."""
-
-    def has_turn(self) -> bool:
-        """Return True if the lock is still held: it ends with the database's server."""
-
-    def ask(self, study: optuna.Study) -> optuna.Trial:
-        """Take the next trial in the coordinator's own name, with the lock held."""
-
-    def is_own(self, trial: FrozenTrial) -> bool:
-        """Return True if a running trial is this coordinator's."""
-
-    def num_others(self) -> int:
-        """Return the number of other coordinators that have a claim on the study."""
-
-    def put_back_orphans(self, study: optuna.Study) -> int:
-        """Put back the trials of coordinators that are gone; return their number."""
-
-
-class Alone:
+class Crew:
     """The claim of the only coordinator: a running trial is its own, or that of a coordinator that is dead."""
 
     is_shared = False
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock under which trials of the study are taken or put back."""
         return contextlib.nullcontext()
 
     def has_turn(self) -> bool:
+        """Return True if the lock is still held: it ends with the database's server."""
         return True
 
     def ask(self, study: optuna.Study) -> optuna.Trial:
+        """Take the next trial in the coordinator's own name, with the lock held."""
         return study.ask()
 
-    def is_own(self, _trial: FrozenTrial) -> bool:
+    def is_own(self, trial: FrozenTrial) -> bool:  # noqa: ARG002
+        """Return True if a running trial is this coordinator's."""
         return True
 
     def num_others(self) -> int:
+        """Return the number of other coordinators that have a claim on the study."""
         return 0
 
-    def put_back_orphans(self, _study: optuna.Study) -> int:
+    def put_back_orphans(self, study: optuna.Study) -> int:  # noqa: ARG002
+        """Put back the trials of coordinators that are gone; return their number."""
         return 0
 
 
-class PostgresCrew:
+class PostgresCrew(Crew):
     """The claim of one of the coordinators of a study in PostgreSQL."""
 
     is_shared = True
@@ -187,7 +169,7 @@ def claim_study(storage: optuna.storages.RDBStorage, name: str) -> Iterator[Crew
     """
     if storage.engine.dialect.name == "sqlite":
         with _file_lock(storage, name):
-            yield Alone()
+            yield Crew()
         return
     crew = PostgresCrew(storage, name)
     try:

@@ -1,4 +1,4 @@
-"""From a study file's space to Optuna: the sampler, the pruner, and one point of the space for a trial."""
+"""Sampling with Optuna: the sampler and the pruner of a study file, and one point of its space for a trial."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from fbsearch.study.trial_record import TrialRecord
 
 
 def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.BaseSampler:
-    """The sampler of a study with `num_trials` trials so far: a resumed search must not draw the same numbers again."""
+    """Return the sampler of a study with `num_trials` trials: a resumed search must not draw the same numbers again."""
     seed = search.seed + num_trials
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -37,7 +37,7 @@ def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.Ba
 
 
 def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
-    """Optuna's pruner, its resources counted in epochs."""
+    """Return Optuna's pruner, with resources in epochs."""
     searched = config.space.get("train.epochs")
     epochs = config.train.epochs if searched is None else max(values("train.epochs", searched, most=MAX_GRID))
     match config.search.pruner:
@@ -81,14 +81,14 @@ def _choose(trial: optuna.Trial, name: str, choices: list[Any]) -> Any:
 def _grid(text: str) -> list[dict[str, Any]]:
     config = StudyConfig.model_validate_json(text)
     points = grid_points(config.space)
-    # In an order drawn from the seed, a part of the grid is spread over the space.
+    # Shuffled, so that a part of the grid is spread over the space.
     random.Random(config.search.seed).shuffle(points)
     return points
 
 
 def enqueue_grid_point(study: optuna.Study, config: StudyConfig) -> bool:
-    """Put the next point of the grid into the queue; False when every point has been there."""
-    # Points are known by their values: another seed, or another order of the space, numbers them otherwise.
+    """Put the next point of the grid into the queue; return False when every point has been in it."""
+    # Points are identified by their values: another seed, or another order of the space, changes their numbers.
     used = {
         json.dumps(trial.system_attrs["fixed_params"], sort_keys=True)
         for trial in study.get_trials(deepcopy=False)
