@@ -166,9 +166,9 @@ def _search(
 
     started = time.monotonic()
     storage = open_storage(url, create=True)
-    with claim_study(storage, name) as crew:
+    with claim_study(storage, name) as claim:
         study = create_study(storage, config)
-        coordinator = Coordinator(study, config, executor, num_trials=num_trials, show=note_end, crew=crew)
+        coordinator = Coordinator(study, config, executor, num_trials=num_trials, show=note_end, claim=claim)
         cpu_before = time.process_time()
         state = coordinator.run()
     elapsed, cpu = ends[-1][0] - ends[0][0], time.process_time() - cpu_before

@@ -83,9 +83,9 @@ def run(
     )
     console = Console(stderr=as_json)
     database = open_storage(storage, create=True, retries=True)
-    with storage_errors(storage), claim_study(database, config.name) as crew:
-        with crew.turn():
-            study = create_study(database, config, is_searched=crew.num_others() > 0)
+    with storage_errors(storage), claim_study(database, config.name) as claim:
+        with claim.lock():
+            study = create_study(database, config, is_searched=claim.num_other_claims() > 0)
         with make_view(console, config) as view:
             search = Coordinator(
                 study,
@@ -95,7 +95,7 @@ def run(
                 timeout=timeout,
                 trial_timeout=trial_timeout,
                 show=view,
-                crew=crew,
+                claim=claim,
             )
             state = search.run()
         if as_json:

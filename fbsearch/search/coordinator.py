@@ -35,7 +35,7 @@ from fbsearch.search.state import SearchState
 from fbsearch.search.stop_criterion import StopCriterion
 from fbsearch.search.worker_pool import WorkerPool
 from fbsearch.study.database import explain, storage_errors
-from fbsearch.study.locks import Crew
+from fbsearch.study.locks import StudyClaim
 from fbsearch.study.provenance import coordinator_versions, git_commit
 from fbsearch.study.retrying_storage import call_on_retry
 from fbsearch.study.study import NUM_SHOWN, flush, is_among_best, store_dataset
@@ -65,7 +65,7 @@ class Coordinator:
         timeout: float | None = None,
         trial_timeout: float | None = None,
         show: Callable[[SearchState, Event | None], None],
-        crew: Crew | None = None,
+        claim: StudyClaim | None = None,
         max_duplicates: int = MAX_DUPLICATES_IN_A_ROW,
         max_infeasible: int = MAX_INFEASIBLE_IN_A_ROW,
         num_with_attention: int = NUM_SHOWN,
@@ -73,16 +73,16 @@ class Coordinator:
         """Search with the workers of `executor` until the study has `num_trials` finished trials, or `timeout` seconds.
 
         A worker is killed that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch if that is
-        None. `show` is called with the state after every event. `crew` are the study's coordinators; None is this one
+        None. `show` is called with the state after every event. `claim` is that on the study; None is that of the only
         alone. `max_duplicates` and `max_infeasible` known or too large configurations in a row end the search. The
         attention maps of the `num_with_attention` best trials are stored.
         """
         self.study, self.config, self._show = study, config, show
-        self._crew = crew or Crew()
+        self._claim = claim or StudyClaim()
         self._pool = WorkerPool(executor, trial_timeout=trial_timeout)
         self.state = SearchState(name=config.name, num_trials=num_trials, pool=self._pool)
         self._stop_criterion = StopCriterion(timeout=timeout)
-        self._quota = Quota(study, self._crew, self.state)
+        self._quota = Quota(study, self._claim, self.state)
         self._proposals = Proposals(study, config, quota=self._quota, max_duplicates=max_duplicates)
         self._failure_policy = FailurePolicy(study, config, max_infeasible=max_infeasible)
         self._num_with_attention = num_with_attention
@@ -97,14 +97,14 @@ class Coordinator:
                 self._pool.close()
                 # The first error is raised. A trial that cannot be put back now is put back at the next start.
                 with contextlib.suppress(StorageError), storage_errors("the database"):
-                    put_back_running(self.study, self._crew.is_own)
+                    put_back_running(self.study, self._claim.owns)
                 raise
             self._pool.close()
-            put_back_running(self.study, self._crew.is_own)
+            put_back_running(self.study, self._claim.owns)
         return self.state
 
     def _search(self) -> None:
-        put_back_running(self.study, self._crew.is_own)
+        put_back_running(self.study, self._claim.owns)
         self._quota.announce()
         if self.state.num_finished < self.state.num_trials:
             self._pool.start()
@@ -137,7 +137,7 @@ class Coordinator:
             except InvalidProposal as error:
                 self._fail(error.trial, kind=FailureKind.INVALID_CONFIGURATION, message=str(error))
                 return
-            if not self._crew.is_shared:
+            if not self._claim.is_shared:
                 self.state.num_duplicates = self._proposals.num_duplicates
             if proposed is None:
                 self.state.num_distinct = self._proposals.num_distinct
@@ -201,8 +201,8 @@ class Coordinator:
         if self.state.dataset is not None:
             return
         self.state.dataset = event.dataset
-        with self._crew.turn():
-            has_trials = bool(self.state.num_finished or self._crew.num_others())
+        with self._claim.lock():
+            has_trials = bool(self.state.num_finished or self._claim.num_other_claims())
             store_dataset(self.study, event.dataset, must_be_same=has_trials)
         self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
         # The time left is estimated from trials alone, without the start of the workers.

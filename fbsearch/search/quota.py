@@ -7,7 +7,7 @@ import optuna
 from optuna.trial import TrialState
 
 from fbsearch.search.state import SearchState
-from fbsearch.study.locks import Crew
+from fbsearch.study.locks import StudyClaim
 from fbsearch.study.queries import best_trial, count_trials
 from fbsearch.study.study import store_search, stored_num_trials
 
@@ -18,16 +18,16 @@ SECONDS_BETWEEN_COUNTS = 2.0
 class Quota:
     """Count the trials of the study into the state, and ask for another one only if N are not reached with it."""
 
-    def __init__(self, study: optuna.Study, crew: Crew, state: SearchState) -> None:
-        self._study, self._crew, self._state = study, crew, state
+    def __init__(self, study: optuna.Study, claim: StudyClaim, state: SearchState) -> None:
+        self._study, self._claim, self._state = study, claim, state
         self._num_waiting = 0
         self.count()
         state.num_finished_before = state.num_finished
 
     def announce(self) -> None:
         """Store how many trials are wanted, the maximum over the coordinators that run now, and who searches."""
-        with self._crew.turn():
-            wanted = stored_num_trials(self._study) if self._crew.num_others() else 0
+        with self._claim.lock():
+            wanted = stored_num_trials(self._study) if self._claim.num_other_claims() else 0
             store_search(self._study, num_trials=max(wanted or 0, self._state.num_trials))
 
     def count(self) -> None:
@@ -36,28 +36,28 @@ class Quota:
         state.num_complete, state.num_pruned = counts[TrialState.COMPLETE], counts[TrialState.PRUNED]
         state.num_failed, self._num_waiting = counts[TrialState.FAIL], counts[TrialState.WAITING]
         state.num_infeasible, state.num_duplicates = counts["infeasible"], counts["duplicate"]
-        if self._crew.is_shared:  # else what runs elsewhere was left by a dead coordinator, and will be put back
+        if self._claim.is_shared:  # else what runs elsewhere was left by a dead coordinator, and will be put back
             state.num_running_elsewhere = max(0, counts[TrialState.RUNNING] - len(state.running))
         state.best = best_trial(self._study)
 
     def follow_others(self) -> bool:
         """Count anew, and put back the trials of dead coordinators, now and then; True if trials were put back."""
-        if not self._crew.is_shared or time.monotonic() - self._counted < SECONDS_BETWEEN_COUNTS:
+        if not self._claim.is_shared or time.monotonic() - self._counted < SECONDS_BETWEEN_COUNTS:
             return False
-        is_put_back = self._crew.put_back_orphans(self._study) > 0
+        is_put_back = self._claim.put_back_abandoned(self._study) > 0
         self.count()
         return is_put_back or self._num_waiting > 0
 
     def ask(self, fill_queue: Callable[[], bool]) -> optuna.Trial | None:
         """Take the next trial of the study; None if N are reached, or `fill_queue` says that there is none."""
         while self._has_room():
-            with self._crew.turn():
-                if self._crew.is_shared:
+            with self._claim.lock():
+                if self._claim.is_shared:
                     self.count()
-                    # The turn ends with the server: then another coordinator may have counted the same place.
-                    if not (self._crew.has_turn() and self._has_room()):
+                    # The lock ends with the server: then another coordinator may have counted the same place.
+                    if not (self._claim.holds_lock() and self._has_room()):
                         continue
-                return self._crew.ask(self._study) if fill_queue() else None
+                return self._claim.ask(self._study) if fill_queue() else None
         return None
 
     def _has_room(self) -> bool:

@@ -35,25 +35,25 @@ SECONDS_UNTIL_GONE = 5.0
 _KEEPALIVE = {
     "tcp_keepalives_idle": 20, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 4, "tcp_user_timeout": 40_000,
 }  # fmt: skip
-_TURN = 0
+_LOCK = 0
 _HELD = (
     "SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = :study AND objsubid = 2 "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 _HOLDERS = sqlalchemy.text(_HELD)
-_OWN_TURN = sqlalchemy.text(f"{_HELD} AND objid = :turn AND pid = pg_backend_pid()")
+_OWN_LOCK = sqlalchemy.text(f"{_HELD} AND objid = :lock AND pid = pg_backend_pid()")
 
 
-class Crew:
+class StudyClaim:
     """The claim of the only coordinator: a running trial is its own, or that of a coordinator that is dead."""
 
     is_shared = False
 
-    def turn(self) -> contextlib.AbstractContextManager[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the lock under which trials of the study are taken or put back."""
         return contextlib.nullcontext()
 
-    def has_turn(self) -> bool:
+    def holds_lock(self) -> bool:
         """Return True if the lock is still held: it ends with the database's server."""
         return True
 
@@ -61,20 +61,20 @@ class Crew:
         """Take the next trial in the coordinator's own name, with the lock held."""
         return study.ask()
 
-    def is_own(self, trial: FrozenTrial) -> bool:  # noqa: ARG002
+    def owns(self, trial: FrozenTrial) -> bool:  # noqa: ARG002
         """Return True if a running trial is this coordinator's."""
         return True
 
-    def num_others(self) -> int:
+    def num_other_claims(self) -> int:
         """Return the number of other coordinators that have a claim on the study."""
         return 0
 
-    def put_back_orphans(self, study: optuna.Study) -> int:  # noqa: ARG002
+    def put_back_abandoned(self, study: optuna.Study) -> int:  # noqa: ARG002
         """Put back the trials of coordinators that are gone; return their number."""
         return 0
 
 
-class PostgresCrew(Crew):
+class SharedStudyClaim(StudyClaim):
     """The claim of one of the coordinators of a study in PostgreSQL."""
 
     is_shared = True
@@ -88,16 +88,16 @@ class PostgresCrew(Crew):
         self._execute(sqlalchemy.text("SELECT 1"))
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        arguments = {"study": self._study, "turn": _TURN}
-        self._execute(sqlalchemy.text("SELECT pg_advisory_lock(:study, :turn)"), **arguments)
+    def lock(self) -> Iterator[None]:
+        arguments = {"study": self._study, "lock": _LOCK}
+        self._execute(sqlalchemy.text("SELECT pg_advisory_lock(:study, :lock)"), **arguments)
         try:
             yield
         finally:
-            self._execute(sqlalchemy.text("SELECT pg_advisory_unlock(:study, :turn)"), **arguments)
+            self._execute(sqlalchemy.text("SELECT pg_advisory_unlock(:study, :lock)"), **arguments)
 
-    def has_turn(self) -> bool:
-        return bool(self._execute(_OWN_TURN, study=self._study, turn=_TURN))
+    def holds_lock(self) -> bool:
+        return bool(self._execute(_OWN_LOCK, study=self._study, lock=_LOCK))
 
     def ask(self, study: optuna.Study) -> optuna.Trial:
         trial = study.ask()
@@ -105,13 +105,13 @@ class PostgresCrew(Crew):
         flush(study)
         return trial
 
-    def is_own(self, trial: FrozenTrial) -> bool:
+    def owns(self, trial: FrozenTrial) -> bool:
         return TrialRecord.of(trial).coordinator == self.id
 
-    def num_others(self) -> int:
+    def num_other_claims(self) -> int:
         return len(self._present() - {_number(self.id)})
 
-    def put_back_orphans(self, study: optuna.Study) -> int:
+    def put_back_abandoned(self, study: optuna.Study) -> int:
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         present, now = self._present(), time.monotonic()
         owners = {TrialRecord.of(trial).coordinator for trial in running}
@@ -120,10 +120,10 @@ class PostgresCrew(Crew):
         gone = {owner for owner, since in self._missing_since.items() if now - since >= SECONDS_UNTIL_GONE}
         if not gone:
             return 0
-        with self.turn():  # another coordinator may have done it by then
+        with self.lock():  # another coordinator may have done it by then
             return put_back_running(study, lambda trial: TrialRecord.of(trial).coordinator in gone)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release the locks with their connection, which must not go back to the engine's pool."""
         if self._connection is not None:
             self._connection.invalidate()
@@ -132,7 +132,7 @@ class PostgresCrew(Crew):
 
     def _present(self) -> set[int]:
         """Return the numbers of the coordinators that hold the lock of their name."""
-        return set(self._execute(_HOLDERS, study=self._study)) - {_TURN}
+        return set(self._execute(_HOLDERS, study=self._study)) - {_LOCK}
 
     def _execute(self, statement: sqlalchemy.TextClause, **values: int) -> list[Any]:
         """Return the first column; on a new connection, with the lock of the name, if the old one is lost."""
@@ -141,7 +141,7 @@ class PostgresCrew(Crew):
             try:
                 return list(self._connected().execute(statement, values).scalars())
             except sqlalchemy.exc.OperationalError:
-                self.leave()
+                self.release()
                 raise
 
         with contextlib.suppress(sqlalchemy.exc.OperationalError):
@@ -161,7 +161,7 @@ class PostgresCrew(Crew):
 
 
 @contextlib.contextmanager
-def claim_study(storage: optuna.storages.RDBStorage, name: str) -> Iterator[Crew]:
+def claim_study(storage: optuna.storages.RDBStorage, name: str) -> Iterator[StudyClaim]:
     """Claim a study as one of its coordinators, until the block ends or the process dies in any way.
 
     On SQLite the claim is exclusive, because a second coordinator would put back the running trials of the first:
@@ -169,13 +169,13 @@ def claim_study(storage: optuna.storages.RDBStorage, name: str) -> Iterator[Crew
     """
     if storage.engine.dialect.name == "sqlite":
         with _file_lock(storage, name):
-            yield Crew()
+            yield StudyClaim()
         return
-    crew = PostgresCrew(storage, name)
+    claim = SharedStudyClaim(storage, name)
     try:
-        yield crew
+        yield claim
     finally:
-        crew.leave()
+        claim.release()
 
 
 def is_claimed(study: optuna.Study) -> bool:
@@ -187,7 +187,7 @@ def is_claimed(study: optuna.Study) -> bool:
     if storage.engine.dialect.name != "sqlite":
         with storage.engine.connect() as connection:
             return any(
-                number != _TURN for number in connection.execute(_HOLDERS, {"study": _study_number(name)}).scalars()
+                number != _LOCK for number in connection.execute(_HOLDERS, {"study": _study_number(name)}).scalars()
             )
     try:
         with _file_lock(storage, name):

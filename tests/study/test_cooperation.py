@@ -19,7 +19,7 @@ from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError
 from fbsearch.study import locks as cooperation
 from fbsearch.study.database import open_storage
-from fbsearch.study.locks import Crew, claim_study
+from fbsearch.study.locks import StudyClaim, claim_study
 from fbsearch.study.queries import count_trials
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import create_study, flush, load_study
@@ -130,17 +130,17 @@ CONFIG = StudyConfig()
 
 
 class Member:
-    """One coordinator's study and crew, without its workers."""
+    """A coordinator's study and claim, without its workers."""
 
     def __init__(self, url: str) -> None:
         self.storage = open_storage(url, create=True)
         self.study = create_study(self.storage, CONFIG)
         self._joined = claim_study(self.storage, CONFIG.name)
-        self.crew: Crew = self._joined.__enter__()
+        self.claim: StudyClaim = self._joined.__enter__()
 
     def ask(self) -> optuna.Trial:
-        with self.crew.turn():
-            trial = self.crew.ask(self.study)
+        with self.claim.lock():
+            trial = self.claim.ask(self.study)
         sample(trial, CONFIG)
         flush(self.study)
         return trial
@@ -159,20 +159,20 @@ def two(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Me
         member.leave()
 
 
-def test_crew_counts_the_others_until_they_leave(two: tuple[Member, Member]) -> None:
+def test_claim_counts_the_others_until_they_leave(two: tuple[Member, Member]) -> None:
     one, other = two
-    assert (one.crew.num_others(), other.crew.num_others()) == (1, 1)
+    assert (one.claim.num_other_claims(), other.claim.num_other_claims()) == (1, 1)
     other.leave()
-    wait_until(lambda: one.crew.num_others() == 0, seconds=60, what="who has left is still counted")
+    wait_until(lambda: one.claim.num_other_claims() == 0, seconds=5, what="who has left is still counted")
 
 
-def test_crew_puts_back_trials_of_the_gone_only(two: tuple[Member, Member]) -> None:
+def test_claim_puts_back_trials_of_the_gone_only(two: tuple[Member, Member]) -> None:
     one, other = two
     own, others = one.ask(), other.ask()
-    assert one.crew.put_back_orphans(one.study) == 0
+    assert one.claim.put_back_abandoned(one.study) == 0
     other.leave()
-    wait_until(lambda: one.crew.put_back_orphans(one.study) == 1, seconds=60, what="its trial was not put back")
-    assert one.crew.put_back_orphans(one.study) == 0
+    wait_until(lambda: one.claim.put_back_abandoned(one.study) == 1, seconds=5, what="its trial was not put back")
+    assert one.claim.put_back_abandoned(one.study) == 0
     counts = count_trials(one.study)
     assert (counts[TrialState.RUNNING], counts[TrialState.WAITING], counts[TrialState.FAIL]) == (1, 1, 0)
     again = one.ask()
@@ -180,11 +180,11 @@ def test_crew_puts_back_trials_of_the_gone_only(two: tuple[Member, Member]) -> N
     assert one.study.trials[own.number].state == TrialState.RUNNING
 
 
-def test_crew_a_member_taken_for_dead_loses_its_trial_and_not_more(two: tuple[Member, Member]) -> None:
+def test_claim_a_member_taken_for_dead_loses_its_trial_and_not_more(two: tuple[Member, Member]) -> None:
     one, other = two
     kept, lost = other.ask(), other.ask()
     other.study.trials  # noqa: B018 (both are in its memory)
-    with one.crew.turn():
+    with one.claim.lock():
         one.study.tell(lost.number, state=TrialState.FAIL)
     kept.report(0.5, step=1)
     lost.report(0.5, step=1)
@@ -197,39 +197,39 @@ def test_crew_a_member_taken_for_dead_loses_its_trial_and_not_more(two: tuple[Me
     assert [trial.intermediate_values for trial in trials] == [{1: 0.5}, {}]
 
 
-def test_crew_a_result_after_the_trial_was_put_back_is_refused(two: tuple[Member, Member]) -> None:
+def test_claim_a_result_after_the_trial_was_put_back_is_refused(two: tuple[Member, Member]) -> None:
     one, other = two
     trial = other.ask()
-    with one.crew.turn():
+    with one.claim.lock():
         one.study.tell(trial.number, state=TrialState.FAIL)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         other.study.tell(trial, 0.9)
     assert one.study.trials[0].state == TrialState.FAIL and one.study.trials[0].value is None
 
 
-def test_crew_is_back_after_the_server_was_restarted(two: tuple[Member, Member], postgres: PostgresServer) -> None:
+def test_claim_is_back_after_the_server_was_restarted(two: tuple[Member, Member], postgres: PostgresServer) -> None:
     one, other = two
     trial = one.ask()
     for member in two:
         member.storage.engine.dispose()  # idle connections; whoever is in a transaction waits (test_patience)
     postgres.restart("immediate")
-    assert one.crew.num_others() == 0
-    assert other.crew.num_others() == 1
-    assert one.crew.num_others() == 1
-    assert other.crew.put_back_orphans(other.study) == 0
+    assert one.claim.num_other_claims() == 0
+    assert other.claim.num_other_claims() == 1
+    assert one.claim.num_other_claims() == 1
+    assert other.claim.put_back_abandoned(other.study) == 0
     one.study.tell(trial, 0.5)
     assert other.study.trials[0].value == 0.5
 
 
-def test_crew_knows_that_its_turn_ended_with_the_server(two: tuple[Member, Member], postgres: PostgresServer) -> None:
+def test_claim_knows_that_its_turn_ended_with_the_server(two: tuple[Member, Member], postgres: PostgresServer) -> None:
     first, _ = two
-    with first.crew.turn():
-        assert first.crew.has_turn()
+    with first.claim.lock():
+        assert first.claim.holds_lock()
         postgres.restart("immediate")
-        assert not first.crew.has_turn()
-    assert not first.crew.has_turn()
-    with first.crew.turn():
-        assert first.crew.has_turn()
+        assert not first.claim.holds_lock()
+    assert not first.claim.holds_lock()
+    with first.claim.lock():
+        assert first.claim.holds_lock()
 
 
 def test_create_study_that_others_search_with_other_settings_is_refused(postgres_url: str) -> None:
@@ -242,5 +242,5 @@ def test_create_study_that_others_search_with_other_settings_is_refused(postgres
 
 
 def test_claim_study_on_sqlite_is_exclusive(url: str) -> None:
-    with opened(url) as storage, claim_study(storage, "digits") as crew:
-        assert not crew.is_shared
+    with opened(url) as storage, claim_study(storage, "digits") as claim:
+        assert not claim.is_shared
