@@ -73,9 +73,9 @@ class Coordinator:
         """Search with the workers of `executor` until the study has `num_trials` finished trials, or `timeout` seconds.
 
         A worker is killed that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch if that is
-        None. `show` is called with the state after every event. `claim` is the claim on the study; None is that of the only
-        coordinator. `max_duplicates` and `max_infeasible` known or too large configurations in a row end the search. The
-        attention maps of the `num_with_attention` best trials are stored.
+        None. `show` is called with the state after every event. `claim` is the claim on the study; None is that of the
+        only coordinator. `max_duplicates` and `max_infeasible` known or too large configurations in a row end the
+        search. The attention maps of the `num_with_attention` best trials are stored.
         """
         self.study, self.config, self._show = study, config, show
         self._claim = claim or StudyClaim()

@@ -163,7 +163,7 @@ def test_claim_counts_the_others_until_they_leave(two: tuple[Member, Member]) ->
     one, other = two
     assert (one.claim.num_other_claims(), other.claim.num_other_claims()) == (1, 1)
     other.leave()
-    wait_until(lambda: one.claim.num_other_claims() == 0, seconds=5, what="who has left is still counted")
+    wait_until(lambda: one.claim.num_other_claims() == 0, seconds=60, what="who has left is still counted")
 
 
 def test_claim_puts_back_trials_of_the_gone_only(two: tuple[Member, Member]) -> None:
@@ -171,7 +171,7 @@ def test_claim_puts_back_trials_of_the_gone_only(two: tuple[Member, Member]) -> 
     own, others = one.ask(), other.ask()
     assert one.claim.put_back_abandoned(one.study) == 0
     other.leave()
-    wait_until(lambda: one.claim.put_back_abandoned(one.study) == 1, seconds=5, what="its trial was not put back")
+    wait_until(lambda: one.claim.put_back_abandoned(one.study) == 1, seconds=60, what="its trial was not put back")
     assert one.claim.put_back_abandoned(one.study) == 0
     counts = count_trials(one.study)
     assert (counts[TrialState.RUNNING], counts[TrialState.WAITING], counts[TrialState.FAIL]) == (1, 1, 0)
