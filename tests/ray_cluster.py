@@ -28,6 +28,7 @@ def cluster() -> "Iterator[Cluster]":
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # as in fbsearch/workers/ray_cluster.py
         from ray.cluster_utils import Cluster
 
         head = {**NODE, "include_dashboard": False}

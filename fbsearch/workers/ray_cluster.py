@@ -43,6 +43,8 @@ def make_ray_executor(
         raise DeviceError(f"--device {device}: Ray chooses the GPU of each worker; write auto, cpu or cuda")
     # Read when Ray is imported. Messages of the nodes would be printed into the table and into --json.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    # Below `uv run` Ray would send the current folder, images included, to the nodes, and run uv for each worker there.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if address == "local":
         _start_local(workers)
     else:
