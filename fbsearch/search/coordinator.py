@@ -28,7 +28,7 @@ from fbsearch.messages import (
     WorkerDied,
     WorkerLost,
 )
-from fbsearch.search.failures import FailurePolicy
+from fbsearch.search.failures import MAX_INFEASIBLE_IN_A_ROW, FailurePolicy
 from fbsearch.search.proposals import MAX_DUPLICATES_IN_A_ROW, SURE_FAILURES, InvalidProposal, Proposals
 from fbsearch.search.quota import Quota
 from fbsearch.search.state import SearchState
@@ -39,14 +39,7 @@ from fbsearch.study.locks import StudyClaim
 from fbsearch.study.provenance import coordinator_versions, git_commit
 from fbsearch.study.retrying_storage import call_on_retry
 from fbsearch.study.study import NUM_SHOWN, flush, is_among_best, store_dataset
-from fbsearch.study.trial_record import (
-    MAX_INFEASIBLE_IN_A_ROW,
-    RunningTrial,
-    TrialRecord,
-    put_back_running,
-    rank_order,
-    trial_config,
-)
+from fbsearch.study.trial_record import RunningTrial, TrialRecord, put_back_running, rank_order, trial_config
 from fbsearch.workers.executor import Executor
 
 SECONDS_BETWEEN_LOOKS = 0.5

@@ -19,18 +19,11 @@ from typing import Literal
 
 import optuna
 
+from fbsearch.config.models import LimitsConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import SearchError
 from fbsearch.messages import FailureKind, Started
-from fbsearch.study.trial_record import (
-    MAX_INFEASIBLE_IN_A_ROW,
-    OverLimits,
-    TrialRecord,
-    fail,
-    put_back,
-    set_constraints,
-    tell_infeasible,
-)
+from fbsearch.study.trial_record import TrialRecord, fail, put_back, set_constraints, tell_infeasible
 
 MAX_ATTEMPTS = {FailureKind.NON_FINITE_LOSS: 1, FailureKind.INVALID_CONFIGURATION: 1, FailureKind.OVER_LIMITS: 1}
 DEFAULT_MAX_ATTEMPTS = 3
@@ -38,6 +31,8 @@ DEFAULT_MAX_ATTEMPTS = 3
 # well give several in a row whose loss is not finite, or that need too much memory.
 MAX_SAME_FAILURES = {FailureKind.NON_FINITE_LOSS: 20, FailureKind.OUT_OF_MEMORY: 20}
 DEFAULT_MAX_SAME_FAILURES = 3
+# After this many configurations in a row over the limits, the limits leave too little of the space.
+MAX_INFEASIBLE_IN_A_ROW = 100
 # These also have causes outside (another program fills the memory or kills a worker): they indicate a bug only if every
 # attempt of a configuration ends so.
 EXTERNAL = (FailureKind.WORKER_DIED, FailureKind.HUNG, FailureKind.NODE_LOST)
@@ -113,3 +108,31 @@ class FailurePolicy:
             raise SearchError(
                 f"{most} different trials in a row failed in the same way, the search stops: {kind}: {message}"
             )
+
+
+class OverLimits:
+    """The costs of configurations that were over the limits, one after another."""
+
+    def __init__(self, max_in_a_row: int = MAX_INFEASIBLE_IN_A_ROW) -> None:
+        self._max_in_a_row = max_in_a_row
+        self._costs: list[dict[str, float | None]] = []
+
+    def note(self, costs: dict[str, float | None], excess: dict[str, float]) -> None:
+        """Note one more configuration; one that keeps the limits (no `excess` above 0) ends the row."""
+        if max(excess.values(), default=0) > 0:
+            self._costs.append(costs)
+        else:
+            self._costs.clear()
+
+    def check(self, limits: LimitsConfig) -> None:
+        """SearchError after MAX_INFEASIBLE_IN_A_ROW configurations: the limits leave too little of the space."""
+        if len(self._costs) < self._max_in_a_row:
+            return
+        kept = limits.model_dump(exclude_none=True)
+        smallest = {key: min(cost[key] or 0 for cost in self._costs) for key in kept}
+        lines = [f"{key} at most {limit:,.0f}, the smallest had {smallest[key]:,.0f}" for key, limit in kept.items()]
+        raise SearchError(
+            f"{len(self._costs)} configurations in a row are over search.limits, the search stops: {'; '.join(lines)}. "
+            "Raise the limits, or search smaller networks: `fbsearch validate FILE` shows what the corners of the "
+            "space cost"
+        )

@@ -33,16 +33,13 @@ from typing import Any, Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fbsearch.config.models import LimitsConfig, TrialConfig
+from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import LEVELS
-from fbsearch.errors import SearchError
 from fbsearch.messages import Attention, Epoch, EpochStats, FailureKind, Started
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # The keys by which queries of the database find trials (queries.py).
 FAILURE, DUPLICATE_OF, NUM_PARAMETERS = "failure", "duplicate_of", "num_parameters"
-# After this many configurations in a row over the limits, the limits leave too little of the space.
-MAX_INFEASIBLE_IN_A_ROW = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,31 +276,3 @@ def put_back_running(study: optuna.Study, is_stale: Callable[[FrozenTrial], bool
                 alone=record.alone,
             )
     return len(stale)
-
-
-class OverLimits:
-    """The costs of configurations that were over the limits, one after another."""
-
-    def __init__(self, max_in_a_row: int = MAX_INFEASIBLE_IN_A_ROW) -> None:
-        self._max_in_a_row = max_in_a_row
-        self._costs: list[dict[str, float | None]] = []
-
-    def note(self, costs: dict[str, float | None], excess: dict[str, float]) -> None:
-        """Note one more configuration; one that keeps the limits (no `excess` above 0) ends the row."""
-        if max(excess.values(), default=0) > 0:
-            self._costs.append(costs)
-        else:
-            self._costs.clear()
-
-    def check(self, limits: LimitsConfig) -> None:
-        """SearchError after MAX_INFEASIBLE_IN_A_ROW configurations: the limits leave too little of the space."""
-        if len(self._costs) < self._max_in_a_row:
-            return
-        kept = limits.model_dump(exclude_none=True)
-        smallest = {key: min(cost[key] or 0 for cost in self._costs) for key in kept}
-        lines = [f"{key} at most {limit:,.0f}, the smallest had {smallest[key]:,.0f}" for key, limit in kept.items()]
-        raise SearchError(
-            f"{len(self._costs)} configurations in a row are over search.limits, the search stops: {'; '.join(lines)}. "
-            "Raise the limits, or search smaller networks: `fbsearch validate FILE` shows what the corners of the "
-            "space cost"
-        )
