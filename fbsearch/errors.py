@@ -11,6 +11,8 @@
 A programmer's fault is an assertion instead.
 """
 
+from fbsearch.messages import FailureKind
+
 
 class FbsearchError(Exception):
     """Base of all errors that are shown to the user as a plain message."""
@@ -37,8 +39,8 @@ class SearchError(FbsearchError):
 
 
 class TrialError(FbsearchError):
-    """One trial cannot go on. `kind` is a short word that is stored with the trial, such as `non_finite_loss`."""
+    """One trial cannot go on. `kind` is stored with the trial."""
 
-    def __init__(self, message: str, *, kind: str) -> None:
+    def __init__(self, message: str, *, kind: FailureKind) -> None:
         super().__init__(message)
         self.kind = kind

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fbsearch.errors import StorageError
 
-WAY_OUT = ". What was there before is whole; once that is mended, the same command goes on."
+WAY_OUT = ". The previous file is intact. Remove the cause, and give the same command again."
 
 
 def write_whole(path: Path, content: str | bytes | memoryview, *, way_out: str = WAY_OUT) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 VERSIONED = ("fbsearch", "torch", "numpy", "optuna")
 # A sample of several calls takes at least this long: a scheduler's slice is a few milliseconds.
@@ -126,7 +127,7 @@ def print_report(console: Console, report: Mapping[str, Any], *parts: str | Tabl
 
 def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_names: int = 1) -> Table:
     """Return a table for `print_report`: the first `num_names` columns are aligned left, the figures right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         is_figure = index >= num_names
         table.add_column(column, justify="right" if is_figure else "left", header_style="dim", no_wrap=is_figure)

@@ -89,9 +89,13 @@ def choose_executor(
     num_workers, num_per_gpu = parse_count(workers), parse_count(per_gpu, option="--workers-per-gpu", least=1)
     if ray is not None:
         if num_workers == 0:
-            raise typer.BadParameter("0 is inside this process, which is not with --ray", param_hint="--workers")
+            raise typer.BadParameter(
+                "0 runs inside this process and cannot be combined with --ray", param_hint="--workers"
+            )
         if num_per_gpu != 1:
-            raise typer.BadParameter("with --ray, --gpus-per-worker says it", param_hint="--workers-per-gpu")
+            raise typer.BadParameter(
+                "cannot be combined with --ray; use --gpus-per-worker", param_hint="--workers-per-gpu"
+            )
         from fbsearch.workers.ray_cluster import make_ray_executor
 
         print(f"connecting to Ray ({ray}) ...", file=sys.stderr, flush=True)
@@ -101,7 +105,9 @@ def choose_executor(
     if gpus_per_worker is not None:
         raise typer.BadParameter("only with --ray", param_hint="--gpus-per-worker")
     if num_workers is not None and num_per_gpu != 1:
-        raise typer.BadParameter("says how many there are; leave --workers at auto", param_hint="--workers-per-gpu")
+        raise typer.BadParameter(
+            "sets the number of workers already; leave --workers at auto", param_hint="--workers-per-gpu"
+        )
     from fbsearch.workers.local import make_executor
 
     if num_per_gpu is None:

@@ -123,7 +123,7 @@ class TrainConfig(StrictModel):
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = Field(
         "adamw", description="adamw | adam | sgd (Nesterov) | rmsprop"
     )
-    learning_rate: float = Field(0.01, gt=0, description="the schedule's highest")
+    learning_rate: float = Field(0.01, gt=0, description="highest learning rate of the schedule")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and rmsprop")
     weight_decay: float = Field(0.01, ge=0, description="of weights; biases and normalisation are left alone")
     schedule: Literal["one_cycle", "cosine", "constant", "halving"] = Field(

@@ -97,7 +97,7 @@ class ChoiceSpace(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> "ChoiceSpace":
         if len({encode_choice(value) for value in self.choices}) < len(self.choices):
-            raise ValueError("each choice may stand there only once")
+            raise ValueError("each choice may occur only once")
         return self
 
 
@@ -111,7 +111,7 @@ class LevelsSpace(StrictModel):
     def _check(self) -> "LevelsSpace":
         for key in ("num_stages", "level"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
-                raise ValueError(f"each value of {key} may stand there only once")
+                raise ValueError(f"each value of {key} may occur only once")
         return self
 
     def count(self) -> int:

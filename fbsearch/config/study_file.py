@@ -30,7 +30,7 @@ class SearchConfig(StrictModel):
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = Field(
         "successive_halving", description="median | successive_halving | hyperband | none"
     )
-    seed: int = Field(0, ge=0, description="of the sampler, and with the trial's number of each trial")
+    seed: int = Field(0, ge=0, description="of the sampler; a trial's own seed is this plus its number")
     limits: LimitsConfig = Field(
         LimitsConfig(), description="most parameters, FLOPs an image, MiB of training; null is no limit"
     )
@@ -100,7 +100,7 @@ def _check_valid_dimensions(content: dict[str, Any]) -> list[str]:
 
 def render_study(config: StudyConfig) -> str:
     """Return the text of a study file with every key and a comment on each."""
-    intro = "# A study file of fbsearch: what to search. How to run it is said by flags: fbsearch run --help.\n\n"
+    intro = "# A study file of fbsearch: what to search. Flags say how to run it: fbsearch run --help.\n\n"
     return intro + "".join(_render(config, indent=0))
 
 

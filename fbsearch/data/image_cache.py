@@ -27,7 +27,6 @@ from filelock import FileLock, Timeout
 from fbsearch.data.decode import Bytes, broken_image, decode_file, probe
 from fbsearch.data.image_tree import ImageFile, ImageFiles, Ints
 from fbsearch.errors import DataError
-from fbsearch.files import write_whole
 
 ProgressCallback: TypeAlias = Callable[[str], None]
 
@@ -146,7 +145,10 @@ def _build_entry(
             index = _write_images(file, files, shape, skip_broken=skip_broken, notice=notice)
             file.flush()
             os.fsync(file.fileno())
-        write_whole(partial / "entry.json", json.dumps(index))
+        with (partial / "entry.json").open("w", encoding="utf-8") as file:
+            json.dump(index, file)
+            file.flush()
+            os.fsync(file.fileno())
         if entry.exists():
             shutil.rmtree(entry)
         partial.replace(entry)

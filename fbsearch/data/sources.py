@@ -160,7 +160,7 @@ def _read_torchvision(config: DataConfig, *, notice: ProgressCallback) -> HostDa
         except Exception as error:  # of urllib, tarfile, gzip and torchvision's own readers
             reason = " ".join(str(error).split())
             raise DataError(
-                f"data.name: {config.name} is not whole in {root} (data.root) and could not be downloaded: {reason}. "
+                f"data.name: {config.name} is incomplete in {root} (data.root) and could not be downloaded: {reason}. "
                 "If its files there are damaged, delete them. Without a network, `name: digits` (nothing to "
                 "download) and `name: folder` (your own images) work."
             ) from error

@@ -96,7 +96,7 @@ def describe_importances(frame: pd.DataFrame, shares: pd.DataFrame) -> Iterator[
         ]
         unsure = [short(name) for name in part["parameter"][~is_sure]]
         sentence = f"{measured[str(basis)]}, {f'{_join(sure)} mattered' if sure else 'nothing stood out'}."
-        yield sentence + (f" Of {_join(unsure)} no more is seen than chance would show." if unsure else "")
+        yield sentence + (f" The effect of {_join(unsure)} is no larger than chance would show." if unsure else "")
 
 
 def _join(words: list[str]) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 from fbsearch.config.space import LEVELS
 from fbsearch.errors import StorageError
 from fbsearch.study.export import listed_trials, trial_table
+from fbsearch.study.queries import read_trials
 from fbsearch.study.study import best_trials
 from fbsearch.study.trial_record import TrialRecord
 
@@ -26,6 +27,7 @@ def trials_frame(study: optuna.Study) -> pd.DataFrame:
         raise StorageError(
             f"the study {study.study_name!r} has {len(study.directions)} objectives; reports are of one: accuracy"
         )
+    read_trials(study)
     frame = trial_table(study)
     trials = listed_trials(study)
     records = [TrialRecord.of(trial) for trial in trials]

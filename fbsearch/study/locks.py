@@ -210,7 +210,9 @@ def _file_lock(storage: optuna.storages.RDBStorage, name: str) -> Iterator[None]
             "PostgreSQL (--storage postgresql+psycopg://...)"
         ) from None
     except OSError as error:
-        raise StorageError(f"{lock.lock_file}: cannot be made: {error.strerror}; it keeps two searches apart") from None
+        raise StorageError(
+            f"{lock.lock_file}: cannot be made: {error.strerror}; this file keeps two searches apart"
+        ) from None
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Queries of Optuna's tables: counts of trials and the best one, without reading every trial.
 
 Optuna's own ways to count trials, or to find those of a value, read every trial with all its attributes and histories:
-17 s for 10,000 trials, where these queries take 0.04 s.
+17 s for 10,000 trials, where these queries take 0.04 s. To read every trial takes 250 MiB more than it must.
 """
 
 import collections
@@ -11,12 +11,36 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.messages import FailureKind
 from fbsearch.study.retrying_storage import retry
 from fbsearch.study.trial_record import DUPLICATE_OF, FAILURE, FINISHED, NUM_PARAMETERS
+
+TRIALS_A_READ = 500
+
+
+def read_trials(study: optuna.Study, *, trials_a_read: int = TRIALS_A_READ) -> None:
+    """Read a study's trials into Optuna's cache, `trials_a_read` at a time, of which `get_trials` then takes them.
+
+    Optuna reads all at once, which for 10,000 trials takes 250 MiB that are free again a moment later.
+    """
+    cached, study_id, trial = study._storage, study._study_id, models.TrialModel
+    if not isinstance(cached, _CachedStorage):
+        return  # the study lives in memory
+    found = _rows(study, sqlalchemy.select(trial.trial_id, trial.state).where(trial.study_id == study_id))
+    finished = sorted(trial_id for trial_id, state in found if state.is_finished())
+    with cached._lock:
+        there = cached._studies.setdefault(study_id, _StudyInfo())
+        there.unfinished_trial_ids |= {trial_id for trial_id, state in found if not state.is_finished()}
+        for start in range(0, len(finished), trials_a_read):
+            part = finished[start : start + trials_a_read]
+            if part[-1] > there.last_finished_trial_id:
+                read = cached._backend._get_trials(study_id, None, set(part), finished[-1])
+                cached._add_trials_to_cache(study_id, read)
+                there.last_finished_trial_id = part[-1]
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:

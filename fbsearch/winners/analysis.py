@@ -78,7 +78,7 @@ def load_weights(net: FractalBrainNet, path: Path) -> None:
         is_safe = path.suffix == ".safetensors"
         content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own
-        raise ConfigError(f"--checkpoint {path}: is no state dict, or is cut off") from error
+        raise ConfigError(f"--checkpoint {path}: is not a state dict, or is truncated") from error
     try:
         net.load_state_dict(content)
     except (RuntimeError, TypeError) as error:

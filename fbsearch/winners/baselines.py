@@ -105,9 +105,11 @@ class Baselines:
     def _plan_random_search(self) -> tuple[list[Run], str]:
         search = self.export.search
         if search is None:
-            raise RunError(f"{self.path} has no section `search`; `fbsearch export` writes it now")
+            raise RunError(
+                f"{self.path} has no section `search`; export the study again: `fbsearch export` writes it now"
+            )
         if not search.compute.train_flops:
-            raise RunError(f"{self.path}: search.compute.train_flops is 0: no compute to equal")
+            raise RunError(f"{self.path}: search.compute.train_flops is 0: so the random search has no budget")
         folder = study_folder(self.settings.output, self.export.study) / "random-search"
         found = search_randomly(self.export.study, search, self.config, folder, load=self.load, view=self.view)
         best = found.best

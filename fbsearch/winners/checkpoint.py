@@ -156,7 +156,7 @@ def check_weights(path: Path, weights: Mapping[str, Any], net: nn.Module) -> Non
             fault = f"{name} has shape {list(getattr(weights[name], 'shape', []))}, not {list(expected[name].shape)}"
         else:
             continue
-        raise ConfigError(f"{path}: is of another network than the configuration beside it: {fault}")
+        raise ConfigError(f"{path}: belongs to another network than the configuration beside it: {fault}")
 
 
 # ------------------------------------------------------------------------------------------------------- running state

@@ -117,7 +117,7 @@ def _row(
 def describe_rule(reference: Competitor, *, num_images: int, scored_on: str) -> str:
     """Return the rule of `judge` in one sentence."""
     if reference.num_seeds < 2:
-        return "With one seed nobody knows how much another seed would change: --seeds 3 tells."
+        return "One seed does not show how much the accuracy varies between seeds; use --seeds 3."
     return (
         f"better, worse than {reference.name}: the {CONFIDENCE:.0%} interval of the difference of the means leaves "
         f"out 0 (Welch's t over the seeds, and the binomial error of {num_images:,} {scored_on} images)."

@@ -49,8 +49,9 @@ def train_export(
 ) -> FinalTraining | None:
     """Train the configuration of `rank`, or the `top` best, and the named baselines; summarize and compare.
 
-    `untrusted` refuses files outside the working directory. Progress goes to `console`. Under torchrun all processes
-    train the winners together; the others return None, rank 0 alone trains the baselines and writes.
+    With `untrusted`, refuse paths of the export that lead out of the current folder. Progress goes to `console`. Under
+    torchrun all processes train the winners together; the others return None, rank 0 alone trains the baselines and
+    writes.
     Raises what the user can mend as FbsearchError.
     """
     export = load_export(path)

@@ -135,5 +135,5 @@ def _read(path: Path, run: Run, number: int) -> Draw | None:
     way_out = f"delete {path.parent} to search again"
     draw = read_record(path, Draw, way_out=way_out)
     if draw is not None and (draw.config != run.trial or draw.number != number):
-        raise ConfigError(f"{path}: is of a random search of another space or other data; {way_out}")
+        raise ConfigError(f"{path}: belongs to a random search of another space or other data; {way_out}")
     return draw

@@ -125,8 +125,8 @@ def judge_fit(history: Sequence[EpochStats], *, num_val: int, score: float, scor
     error = 1 - last.train_accuracy
     if not num_val:
         return (
-            f"training error {error:.2%}, {scored_on} error {1 - score:.2%}; whether the validation error rose cannot "
-            "be said, its images were trained on (--keep-validation keeps them apart)"
+            f"training error {error:.2%}, {scored_on} error {1 - score:.2%}; it is unknown whether the "
+            "validation error rose, because its images were trained on (--keep-validation keeps them apart)"
         )
     val_error = 1 - last.val_accuracy
     best = max(history, key=lambda stats: stats.val_accuracy)
@@ -161,7 +161,7 @@ def compare_settings(run: Run, found: dict[str, Any], path: Path) -> None:
     if names:
         lines = [f"  {name}: {json.dumps(before.get(name))} -> {json.dumps(wanted.get(name))}" for name in names]
         raise ConfigError(
-            "\n".join([f"{path}: is of a training with other settings:", *lines])
+            "\n".join([f"{path}: belongs to a training with other settings:", *lines])
             + f"\n--output names another folder; or delete {run.folder}"
         )
 

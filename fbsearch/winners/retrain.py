@@ -149,7 +149,8 @@ def _read_state(run: Run, net: nn.Module, device: torch.device) -> tuple[TrainSt
     compare_settings(run, json.loads(content["settings"]), path)
     if content["device"] != device.type:
         raise ConfigError(
-            f"{path}: was begun on {content['device']}; --device {content['device']} goes on with it, or delete it"
+            f"{path}: was started on {content['device']}: continue with --device {content['device']}, or delete it to "
+            "start again"
         )
     check_weights(path, content["state"]["model"], net)
     return content["state"], [EpochStats(**one) for one in content["history"]]

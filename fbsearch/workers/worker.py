@@ -102,7 +102,7 @@ class Worker:
                 attention = take_attention(model, self.data)
                 yield Finished(self.number, trial, final_accuracy(history, config.train), attention)
         except TrialError as error:
-            yield Failed(self.number, trial, FailureKind(error.kind), str(error))
+            yield Failed(self.number, trial, error.kind, str(error))
         except FbsearchError as error:
             yield Failed(self.number, trial, FailureKind.INVALID_CONFIGURATION, str(error))
         except Exception as error:  # a bug fails the trial, with its traceback; the worker goes on

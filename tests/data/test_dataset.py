@@ -299,7 +299,7 @@ def offline(monkeypatch):
 @pytest.mark.timeout(120)  # it must not wait for the network; importing torchvision takes long on a busy machine
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"])
 def test_download_without_a_network_says_what_works_without(tmp_path, offline, name):
-    message = rf"data\.name: {name} is not whole in {tmp_path}.*`name: digits`.*`name: folder`"
+    message = rf"data\.name: {name} is incomplete in {tmp_path}.*`name: digits`.*`name: folder`"
     with pytest.raises(DataError, match=message):
         load_dataset(DataConfig(name=name, root=str(tmp_path)))
 

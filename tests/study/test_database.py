@@ -382,7 +382,7 @@ def test_open_storage_unreadable_file_says_so(guarded: Path) -> None:
 
 
 def test_claim_study_read_only_folder_says_so(guarded: Path) -> None:
-    refusal = pytest.raises(StorageError, match="it keeps two searches apart")
+    refusal = pytest.raises(StorageError, match="this file keeps two searches apart")
     with opened(f"sqlite:///{guarded}") as storage, without_rights(), refusal, claim_study(storage, "digits"):
         pass
 

@@ -144,7 +144,7 @@ def test_checkpoint_that_cannot_be_used_names_it(tmp_path):
     state = make_net().state_dict()
     torch.save(state, tmp_path / "whole.pt")
     whole = (tmp_path / "whole.pt").read_bytes()
-    no_checkpoint = "is no state dict, or is cut off"
+    no_checkpoint = "is not a state dict, or is truncated"
     assert message("none.pt", None) == "cannot be read: No such file or directory"
     assert message("none.safetensors", None) == "cannot be read: No such file or directory"
     assert message("text.pt", b"hello") == message("empty.pt", b"") == no_checkpoint

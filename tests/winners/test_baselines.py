@@ -115,7 +115,7 @@ def test_random_search_killed_goes_on_and_gives_the_same(tmp_path: Path, monkeyp
 
 def test_random_search_of_another_space_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     random_search(make_export(train_flops=1, num_points=1), tmp_path)
-    with pytest.raises(ConfigError, match=r"draw-0001\.json: is of a random search of another space"):
+    with pytest.raises(ConfigError, match=r"draw-0001\.json: belongs to a random search of another space"):
         export = make_export(train_flops=1)
         search, _ = searched(export)
         other = search.model_copy(update={"train": TRAIN.model_copy(update={"batch_size": 16})})
@@ -183,7 +183,10 @@ def test_baselines_that_fail_fail_alone_with_their_reason(tmp_path: Path, monkey
     small, medium, search = made.train()
     assert medium.failure is not None and medium.failure.startswith("out of memory") and medium.results == ()
     assert small.failure is None and small.results[0].baseline == "small"
-    assert search.failure == f"{tmp_path / 'best.yaml'} has no section `search`; `fbsearch export` writes it now"
+    assert (
+        search.failure
+        == f"{tmp_path / 'best.yaml'} has no section `search`; export the study again: `fbsearch export` writes it now"
+    )
 
 
 # The command.

@@ -403,7 +403,7 @@ def test_train_state_that_is_damaged_or_another_networks_is_named(
     assert "classifier.1.weight has shape [3, 3], not [8, 16]" in error_of(fbsearch(*arguments))
 
     torch.save(torch.load(io.BytesIO(whole), weights_only=True) | {"device": "cuda"}, path)
-    assert "was begun on cuda; --device cuda goes on with it" in error_of(fbsearch(*arguments))
+    assert "was started on cuda: continue with --device cuda" in error_of(fbsearch(*arguments))
 
     path.write_bytes(whole)
     code, output, _ = fbsearch(*arguments)
@@ -462,7 +462,7 @@ def test_judge_fit_follows_the_gap(epochs: list[tuple[float, float, float]], ver
 
 def test_judge_fit_without_validation_images_says_that_it_cannot() -> None:
     line = judge_fit(make_history((0.99, math.nan, math.nan)), num_val=0, score=0.95, scored_on="test")
-    assert line.startswith("training error 1.00%, test error 5.00%; whether the validation error rose cannot be said")
+    assert line.startswith("training error 1.00%, test error 5.00%; it is unknown whether the validation error rose")
 
 
 def test_summary_of_one_seed_has_no_deviation(fbsearch: Fbsearch, tmp_path: Path) -> None:
