@@ -75,7 +75,7 @@ class LiveTable(Live):
         for worker, record in state.pool.workers.items():
             device, running = record.device, record.running
             if running is None:
-                table.add_row(str(worker), device, Text("idle" if device else "starting", style="dim"))
+                table.add_row(str(worker), device, Text(record.state, style="dim"))
                 continue
             epoch = f"{len(running.history)}/{running.config.train.epochs}"
             accuracy = f"{running.history[-1].val_accuracy:.2%}" if running.history else ""

@@ -114,7 +114,7 @@ def annotate_all(
                 say(f"study {study.study_name!r} is being searched: its notes and figures are left as they are")
             else:
                 annotate(study, store)
-        except (ValidationError, KeyError):
+        except (ValidationError, KeyError, TypeError):  # TypeError: a figure that it has not stored
             say(f"study {study.study_name!r} was made by another version of fbsearch: shown without notes and figures")
 
 

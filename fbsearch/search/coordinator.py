@@ -66,9 +66,9 @@ class Coordinator:
         """Search with the workers of `executor` until the study has `num_trials` finished trials, or `timeout` seconds.
 
         A worker is killed that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch if that is
-        None. `show` is called with the state after every event. `claim` is the claim on the study; None is that of the
-        only coordinator. `max_duplicates` and `max_infeasible` known or too large configurations in a row end the
-        search. The attention maps of the `num_with_attention` best trials are stored.
+        None. `show` is called with the state and each event, or None. `claim` is the claim on the study; None is that
+        of the only coordinator. `max_duplicates` and `max_infeasible` known or too large configurations in a row end
+        the search. The attention maps of the `num_with_attention` best trials are stored.
         """
         self.study, self.config, self._show = study, config, show
         self._claim = claim or StudyClaim()
@@ -112,6 +112,7 @@ class Coordinator:
     def _is_over(self) -> bool:
         """Check the reasons to stop, and store the one that holds."""
         self.state.end = self._stop_criterion.check(self.state, exhausted=self._proposals.exhausted)
+        self.state.num_distinct = self._proposals.num_distinct
         return self.state.end is not None
 
     def _while_away(self, error: BaseException) -> bool:
@@ -128,12 +129,14 @@ class Coordinator:
             try:
                 proposed = self._proposals.propose(image_size=self.state.dataset.image_size)
             except InvalidProposal as error:
-                self._fail(error.trial, kind=FailureKind.INVALID_CONFIGURATION, message=str(error))
+                with contextlib.suppress(UpdateFinishedTrialError):  # as below
+                    self._fail(error.trial, kind=FailureKind.INVALID_CONFIGURATION, message=str(error))
+                return
+            except UpdateFinishedTrialError:  # another coordinator put it back while the database was away
                 return
             if not self._claim.is_shared:
                 self.state.num_duplicates = self._proposals.num_duplicates
             if proposed is None:
-                self.state.num_distinct = self._proposals.num_distinct
                 return
             trial, config = proposed
             self._pool.submit(RunningTrial(trial, config, worker), alone=TrialRecord.of(trial).alone)
@@ -147,6 +150,8 @@ class Coordinator:
             except UpdateFinishedTrialError:
                 assert running is not None, "only a running trial is ended"
                 self._drop(running)
+                self._show(self.state, None)  # the event's result does not count
+                continue
             self._show(self.state, event)
         ended_by_others = flush(self.study)
         for running in self.state.running.values():

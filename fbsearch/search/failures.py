@@ -125,7 +125,7 @@ class OverLimits:
             self._costs.clear()
 
     def check(self, limits: LimitsConfig) -> None:
-        """SearchError after MAX_INFEASIBLE_IN_A_ROW configurations: the limits leave too little of the space."""
+        """Raise SearchError after `max_in_a_row` configurations: the limits leave too little of the space."""
         if len(self._costs) < self._max_in_a_row:
             return
         kept = limits.model_dump(exclude_none=True)

@@ -11,7 +11,8 @@
     └ WorkerDied, in any state: the executor has started another worker in its place
 
 A trial that needs its device alone is waiting until no other worker of the device is busy or stopping; none of them is
-given a trial meanwhile. A worker that hangs is killed, and keeps its state until its WorkerDied comes.
+given a trial meanwhile. A worker that hangs is killed, and keeps its state until its WorkerDied comes, or the
+end of its trial, sent before.
 """
 
 import dataclasses
@@ -89,7 +90,10 @@ class WorkerPool:
         self._set(running.worker, waiting)
 
     def stop(self, running: RunningTrial) -> None:
-        """Stop a trial, unless it has ended. It is no longer running; its worker is idle after its next event."""
+        """Stop a trial, unless it has ended. It is no longer running.
+
+        Its worker is idle once the trial's end has come, at once if the trial was waiting.
+        """
         worker = self.workers[running.worker]
         if worker.running is not running:
             return

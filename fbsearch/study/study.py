@@ -120,7 +120,7 @@ def describe_searcher(storage: optuna.storages.RDBStorage, name: str) -> str:
     """Return ` (process ... on ..., since ...)` of the last search of a study; nothing if it has stored none yet."""
     try:
         attributes = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
-    except KeyError:  # the study is just being made
+    except (KeyError, optuna.exceptions.StorageInternalError):  # it is just being made, or cannot be read now
         return ""
     if COORDINATOR not in attributes:
         return ""

@@ -1,1 +1,1 @@
-"""Others train: worker processes of this machine or actors on a Ray cluster. Must not import optuna."""
+"""Run trials in worker processes of this machine, or in actors on a Ray cluster. Must not import optuna."""

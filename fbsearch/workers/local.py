@@ -112,8 +112,10 @@ class ProcessExecutor:
         return _Slot(process=process, connection=ours, num_starts=num_starts)
 
     def _send(self, worker: int, message: object) -> None:
-        with contextlib.suppress(ConnectionError):  # `events` finds a worker that has just died
-            self._slots[worker].connection.send(message)
+        slot = self._slots.get(worker)  # None: its WorkerLost has been received, but not handled yet
+        if slot is not None:
+            with contextlib.suppress(ConnectionError):  # `events` finds a worker that has just died
+                slot.connection.send(message)
 
 
 def _serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:

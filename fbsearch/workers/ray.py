@@ -169,7 +169,9 @@ class RayExecutor:
 
     def _send(self, worker: int, message: object) -> None:
         # A worker that has just died is found by `events`, which says so.
-        self._slots[worker].actor.send.options(concurrency_group="inbox", num_returns=0).remote(message)
+        slot = self._slots.get(worker)  # None: its WorkerLost has been received, but not handled yet
+        if slot is not None:
+            slot.actor.send.options(concurrency_group="inbox", num_returns=0).remote(message)
 
     def _receive(self, number: int) -> Event | None:
         """Return a worker's next event; None for its first message and for its end, which `_judge` reports."""

@@ -100,6 +100,22 @@ def test_search_ends_with_exactly_n_and_every_trial_carries_everything(open_stud
     assert study.user_attrs["dataset"]["num_classes"] == 10
 
 
+def test_search_goes_on_where_another_process_ends_a_trial_that_is_being_drawn(open_study: Any, url: str) -> None:
+    config = make_config(epochs=1)
+    study, other = open_study(config), open_storage(url)
+
+    class EndedElsewhere(optuna.samplers.RandomSampler):
+        def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            if trial.number == 0:
+                optuna.load_study(storage=other, study_name="small").tell(0, state=TrialState.FAIL)
+
+    study.sampler = EndedElsewhere(seed=0)
+    assert search(study, config, num_trials=2).end == "finished"
+    states = [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert [trial.state for trial in study.get_trials()] == states
+    other.engine.dispose()
+
+
 def test_search_given_again_adds_only_what_is_missing(open_study: Any) -> None:
     config = make_config(epochs=1)
     search(open_study(config), config, num_trials=2)

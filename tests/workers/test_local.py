@@ -205,6 +205,12 @@ def test_processes_a_worker_that_is_stopped_can_be_ended_even_while_it_starts() 
     executor.close()
 
 
+def test_processes_a_worker_that_is_lost_may_still_be_asked_to_stop() -> None:
+    executor = ProcessExecutor(DATA, devices=["cpu"])  # not started: it has no process for the worker
+    executor.stop_trial(0)
+    assert executor.events(timeout=0) == []
+
+
 def test_deal_spreads_workers_over_all_gpus() -> None:
     assert deal(["cuda:0", "cuda:1"], 5) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
 
