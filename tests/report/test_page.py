@@ -124,7 +124,7 @@ def test_report_says_what_was_found(storage: RDBStorage, folder: Path) -> None:
         "33% of compute saved by pruning: 160 epochs not run, about 1 min 20 s",
         "Is rank 1 really the best?",
         "base channels (",
-        "mattered. Of ",
+        "mattered. The effect of ",
         "2 at a time, busy ",
         "No trial has failed.",
         "No attention maps",

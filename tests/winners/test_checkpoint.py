@@ -28,7 +28,7 @@ from fbsearch.winners.checkpoint import (
 )
 from fbsearch.winners.model_export import EXPORT_ENDINGS, export_model
 
-PLACE = "the same command goes on"
+PLACE = "give the same command again"
 
 
 def make_card(*, levels: tuple[int, ...] = (1, 2), channels: int = 8, **model: Any) -> ModelCard:
@@ -83,7 +83,7 @@ def test_model_weights_cut_off_are_refused(model: TrainedModel, share: float) ->
 def test_model_weights_of_another_network_are_named(model: TrainedModel) -> None:
     save_model(model.folder / "wide", build_net(make_card(channels=12)), make_card(channels=12))
     (model.folder / "wide" / "model.yaml").write_bytes((model.folder / "model.yaml").read_bytes())
-    with pytest.raises(ConfigError, match=r"of another network .*: classifier.1.bias has shape \[12\], not \[8\]"):
+    with pytest.raises(ConfigError, match=r"belongs to another network .*: classifier.1.bias has shape \[12\], not \[8\]"):
         load_model(model.folder / "wide")
     save_model(model.folder / "deep", build_net(make_card(levels=(2, 2))), make_card())
     with pytest.raises(ConfigError, match=r"has no fractal_stages.0.0.base_conv.bias"):

@@ -113,4 +113,4 @@ def test_compare_with_one_seed_says_that_the_noise_is_unknown() -> None:
         [make_result("", 0.98, rank=1)], [Outcome("small", "", (make_result("small", 0.1),))], recipe="same"
     )
     assert found.rows[1].verdict == "noise unknown" and found.rows[1].accuracy_std is None
-    assert found.rule.startswith("With one seed")
+    assert found.rule.startswith("One seed does not show")
