@@ -3,7 +3,7 @@
 RDBStorage makes a transaction of each suggestion, report and attribute, and Optuna's cache reads every running trial
 again before each decision of a pruner. Here all that happened since the last `flush` is one transaction, and a trial's
 end is written at once, with all that still waits. Trials of other processes are read as Optuna's cache reads them; own
-trials and finished ones are read once more at most.
+trials and finished ones are not read again.
 
 Written through the public methods, a trial took 26 transactions instead of 10, and 31 ms more processor time on SQLite,
 59 ms more on PostgreSQL (default study, simulated workers, 100 trials, on two busy cores).
@@ -166,6 +166,10 @@ class BufferedStorage(_CachedStorage):
         trial appears later with a smaller id.
         """
         study = self._studies.setdefault(study_id, _StudyInfo())
+        newer = self._ids_after(study_id, study.last_finished_trial_id)
+        if not study.unfinished_trial_ids and all(item in self._trial_id_to_study_id_and_number for item in newer):
+            study.last_finished_trial_id = max([study.last_finished_trial_id, *newer])
+            return  # as nearly always: Optuna's own query, of six tables, takes ten times as long
         trials = self._backend._get_trials(
             study_id,
             states=None,
@@ -177,6 +181,11 @@ class BufferedStorage(_CachedStorage):
         self._add_trials_to_cache(study_id, read)
         study.unfinished_trial_ids -= {trial._trial_id for trial in read}
         study.unfinished_trial_ids |= {trial._trial_id for trial in read if not trial.state.is_finished()}
+
+    def _ids_after(self, study_id: int, trial_id: int) -> list[int]:
+        columns = _TRIALS.c
+        query = sqlalchemy.select(columns.trial_id).where(columns.study_id == study_id, columns.trial_id > trial_id)
+        return self._transact(lambda session: list(session.execute(query).scalars()))
 
     # Writing.
 
