@@ -1,6 +1,7 @@
 """Access to a study: one coordinator on SQLite, any number on PostgreSQL, which together finish exactly N trials.
 
-On SQLite a file lock beside the database keeps out a second coordinator. On PostgreSQL each coordinator holds a shared
+On SQLite a file lock beside the database keeps out a second coordinator, and on Linux so does a lock of the database's
+inode, whatever path leads to it and whoever deletes the lock file. On PostgreSQL each coordinator holds a shared
 advisory lock of its own name as long as it lives: its connection ends with its process, and the server's keepalive
 probes end that of a machine that is gone. Trials carry the name of the coordinator that runs them. A second advisory
 lock, one for all, is held while a trial is counted and taken, so that no two coordinators take the last place, or the
@@ -17,6 +18,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import filelock
@@ -25,6 +27,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.errors import StorageError
+from fbsearch.study.inode_lock import hold_inode_lock
 from fbsearch.study.retrying_storage import retry
 from fbsearch.study.study import describe_searcher, flush
 from fbsearch.study.trial_record import TrialRecord, put_back_running
@@ -168,7 +171,7 @@ def claim_study(storage: optuna.storages.RDBStorage, name: str) -> Iterator[Stud
     StorageError if another process has it. On PostgreSQL any number of coordinators share the study.
     """
     if storage.engine.dialect.name == "sqlite":
-        with _file_lock(storage, name):
+        with _file_lock(storage, name) as path, _inode_lock(storage, name, path):
             yield StudyClaim()
         return
     claim = SharedStudyClaim(storage, name)
@@ -197,26 +200,43 @@ def is_claimed(study: optuna.Study) -> bool:
 
 
 @contextlib.contextmanager
-def _file_lock(storage: optuna.storages.RDBStorage, name: str) -> Iterator[None]:
-    path = storage.engine.url.database
+def _file_lock(storage: optuna.storages.RDBStorage, name: str) -> Iterator[Path]:
+    """Hold the file lock of an SQLite study; yield the database's path, without symbolic links."""
+    path = Path(storage.engine.url.database or "").resolve()
     # The name of a study may be anything, that of a file may not.
     lock = filelock.FileLock(f"{path}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.lock", blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise StorageError(
-            f"{path}: another `fbsearch run` is searching the study {name!r}{describe_searcher(storage, name)}; wait "
-            "for it, end it with Ctrl-C, start another study with --name, or let several machines search one study in "
-            "PostgreSQL (--storage postgresql+psycopg://...)"
-        ) from None
+        raise _held_error(storage, name) from None
     except OSError as error:
         raise StorageError(
             f"{lock.lock_file}: cannot be made: {error.strerror}; this file keeps two searches apart"
         ) from None
     try:
-        yield
+        yield path
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _inode_lock(storage: optuna.storages.RDBStorage, name: str, path: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_inode_lock(path, name))
+        except BlockingIOError:
+            raise _held_error(storage, name) from None
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be locked: {error.strerror}") from None
+        yield
+
+
+def _held_error(storage: optuna.storages.RDBStorage, name: str) -> StorageError:
+    return StorageError(
+        f"{storage.engine.url.database}: another `fbsearch run` is searching the study {name!r}"
+        f"{describe_searcher(storage, name)}; wait for it, end it with Ctrl-C, start another study with --name, or let "
+        "several machines search one study in PostgreSQL (--storage postgresql+psycopg://...)"
+    )
 
 
 def _number(text: str) -> int:
