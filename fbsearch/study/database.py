@@ -1,7 +1,8 @@
 """The database: open it with the right settings, and explain its errors.
 
 SQLite runs in WAL mode with synchronous=NORMAL, which took 0.6x the time of its default with Optuna 5 and survives a
-SIGKILL at any moment. A `creator` makes the settings, because event hooks do not survive pickling.
+SIGKILL at any moment. A `creator` (`SqliteFile.connect`) makes the settings, because event hooks do not survive
+pickling.
 """
 
 import contextlib
@@ -20,9 +21,10 @@ import sqlalchemy
 
 from fbsearch.errors import StorageError
 from fbsearch.study.retrying_storage import RetryingStorage
+from fbsearch.study.sqlite_file import OPEN_SECONDS, SqliteFile
 
 # SQLite's own timeout for a lock. A coordinator looks after its workers between two retries.
-BUSY_SECONDS, RETRY_BUSY_SECONDS = 60, 1
+BUSY_SECONDS, RETRY_BUSY_SECONDS = OPEN_SECONDS, 1
 # A host that disappears is noticed after 20 s; with the system's defaults it takes hours.
 RETRY_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
 _SCHEMES = "write sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
@@ -54,16 +56,18 @@ def open_storage(url: str, *, create: bool = False, retries: bool = False) -> op
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     kwargs: dict[str, Any] = {}
+    file = None
     if parsed.drivername == "sqlite":
-        path, busy = str(_sqlite_file(parsed, create=create)), RETRY_BUSY_SECONDS if retries else BUSY_SECONDS
-        kwargs["creator"] = functools.partial(_connect_sqlite, path, busy_seconds=busy)
+        path = _sqlite_path(parsed, create=create)
+        file = SqliteFile(path, busy_seconds=RETRY_BUSY_SECONDS if retries else BUSY_SECONDS)
+        kwargs["creator"] = file.connect
     elif retries and parsed.drivername == "postgresql+psycopg":
         kwargs["connect_args"] = RETRY_POSTGRES
     elif parsed.drivername != "postgresql+psycopg":
         raise StorageError(f"--storage {hide_password(url)}: cannot use {parsed.drivername!r}; {_SCHEMES}")
     with storage_errors(url):
         try:
-            make = RetryingStorage if retries else optuna.storages.RDBStorage
+            make = functools.partial(RetryingStorage, file=file) if retries else optuna.storages.RDBStorage
             with _table_lock(parsed):
                 return make(parsed.render_as_string(hide_password=False), engine_kwargs=kwargs)
         except ImportError:
@@ -77,7 +81,7 @@ def _table_lock(url: sqlalchemy.URL) -> Iterator[None]:
     Of several processes that made them at the same time all but one would fail.
     """
     if url.drivername == "sqlite":
-        assert url.database is not None, "_sqlite_file has refused it"
+        assert url.database is not None, "_sqlite_path has refused it"
         path = Path(url.database)
         with contextlib.nullcontext() if _has_tables(path) else _table_file_lock(path):
             yield
@@ -114,14 +118,14 @@ def _has_tables(path: Path) -> bool:
         return False
 
 
-def _sqlite_file(url: sqlalchemy.URL, *, create: bool) -> Path:
+def _sqlite_path(url: sqlalchemy.URL, *, create: bool) -> Path:
     if not url.database or url.database == ":memory:":
         raise StorageError("--storage sqlite://: a database in memory keeps nothing; write sqlite:///FILE")
     path = Path(url.database)
     # Only SQLite may open the file: closing a file drops all locks that this process holds on it, and another process
     # then removes SQLite's write-ahead log under a connection that is open here.
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         if not create:
             raise StorageError(f"{path}: no such database; `fbsearch run` makes one, --storage names another") from None
@@ -133,9 +137,14 @@ def _sqlite_file(url: sqlalchemy.URL, *, create: bool) -> Path:
         raise StorageError(f"{path}: is a folder; --storage sqlite:///FILE names a file")
     if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
         raise StorageError(f"{path}: cannot be read: Permission denied")
-    if not size and not create:
+    if status.st_nlink > 1:
+        raise StorageError(
+            f"{path}: the file has {status.st_nlink} names (hard links), and SQLite keeps a log beside each: writing "
+            "under two of them would destroy it; remove the other name, or make this a file of its own with `cp`"
+        )
+    if not status.st_size and not create:
         raise StorageError(f"{path}: is empty, there is no study in it; `fbsearch run` fills it")
-    if size:
+    if status.st_size:
         with storage_errors(url.render_as_string()), contextlib.closing(sqlite3.connect(path)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if tables and "studies" not in tables:
@@ -148,18 +157,6 @@ def _make_folder_of(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{path}: its folder cannot be made: {error.strerror}") from None
-
-
-def _connect_sqlite(path: str, *, busy_seconds: int) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute(f"PRAGMA busy_timeout={1000 * busy_seconds}")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
 
 
 @contextlib.contextmanager

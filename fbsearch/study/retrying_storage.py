@@ -21,6 +21,8 @@ from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
+from fbsearch.study.sqlite_file import SqliteFile
+
 # A coordinator stops with the database's error after this time.
 TIMEOUT_SECONDS = 300
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 1.0
@@ -51,11 +53,13 @@ class RetryingStorage(RDBStorage):
     """Optuna's storage in a database; an operation is tried again for up to `timeout_seconds` while that is away.
 
     `on_retry` is called before each pause, to look after workers and to show that the database is away. It must not use
-    the storage.
+    the storage. StorageError if the `file` of an SQLite database was deleted or replaced; what it held is saved first.
     """
 
-    def __init__(self, *args: Any, timeout_seconds: float = TIMEOUT_SECONDS, **kwargs: Any) -> None:
-        self.timeout_seconds = timeout_seconds
+    def __init__(
+        self, *args: Any, file: SqliteFile | None = None, timeout_seconds: float = TIMEOUT_SECONDS, **kwargs: Any
+    ) -> None:
+        self.timeout_seconds, self._file = timeout_seconds, file
         self.on_retry: OnRetry | None = None
         self._away_since: float | None = None
         super().__init__(*args, **kwargs)
@@ -80,6 +84,9 @@ class RetryingStorage(RDBStorage):
                     raise
             else:
                 self._away_since = None
+                # After, not before: what the operation wrote went to the file that is open, and is saved with it.
+                if self._file is not None and not self._file.is_in_place():
+                    raise self._file.save_lost(self.engine)
                 return result
             time.sleep(pause)
             pause, is_again = min(2 * pause, MAX_PAUSE_SECONDS), True
