@@ -39,7 +39,11 @@ class ImageShape:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """The facts about a loaded data set that networks and reports need."""
+    """The facts about a loaded data set that networks and reports need.
+
+    `fingerprint` tells other training and validation images or labels from the same ones: a hash of pixels as decoded,
+    so that it does not depend on the files' times and places.
+    """
 
     num_classes: int
     in_channels: int
@@ -49,6 +53,7 @@ class DatasetInfo:
     num_test: int
     class_names: tuple[str, ...]
     num_broken: int = 0
+    fingerprint: str = ""
 
     @property
     def shape(self) -> ImageShape:

@@ -136,6 +136,7 @@ def _move(source: HostDataset, val: HostSplit, *, image_size: int | None, device
         num_test=source.num_test,
         class_names=source.class_names,
         num_broken=source.num_broken,
+        fingerprint=source.fingerprint,
     )
     test = _to_device(source.test, side, device) if source.test else None
     return Dataset(info, train, _to_device(val, side, device), test, mean_C, std_C)

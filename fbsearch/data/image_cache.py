@@ -41,10 +41,11 @@ NOTICE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """The pixels of one part, one row for each file; the rows `broken_M` of broken files are zeros."""
+    """The pixels of one part, one row for each file, and their checksum; rows `broken_M` of broken files are zeros."""
 
     images_NHWC: Bytes
     broken_M: Ints
+    crc32: int
 
 
 def load_images(
@@ -122,7 +123,7 @@ def _read_entry(entry: Path, *, num_files: int, notice: ProgressCallback) -> Dec
         images_NHWC = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
         whole = images_NHWC.dtype == np.uint8 and images_NHWC.ndim == 4 and len(images_NHWC) == num_files
         if whole and zlib.crc32(images_NHWC.data) == index["crc32"]:
-            return DecodedImages(images_NHWC, np.array(index["broken"], dtype=np.int64))
+            return DecodedImages(images_NHWC, np.array(index["broken"], dtype=np.int64), index["crc32"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         pass  # all kinds of damage have the same remedy
     notice(f"the cache entry {entry} is damaged: decoding again")

@@ -3,8 +3,10 @@
 Shapes: N images, M selected rows, C channels, H height, W width.
 """
 
+import hashlib
 import importlib.util
 import socket
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,13 +75,17 @@ class HostSplit:
 
 @dataclass(frozen=True, eq=False)
 class HostDataset:
-    """A data set on the host; `val` is None if it is still to be split off from `train`."""
+    """A data set on the host; `val` is None if it is still to be split off from `train`.
+
+    `fingerprint` is of the images and labels of both, as read.
+    """
 
     class_names: tuple[str, ...]
     train: HostSplit
     val: HostSplit | None
     test: HostSplit | None
     num_test: int
+    fingerprint: str
     num_broken: int = 0
 
 
@@ -107,7 +113,10 @@ def _read_digits() -> HostDataset:
     test_M = draw_stratified(whole.labels_M, DIGITS_TEST, low=1, spare=1, rng=rng)
     train = whole.take(np.setdiff1d(whole.rows_M, test_M))
     names = tuple(str(digit) for digit in range(10))
-    return HostDataset(names, train=train, val=None, test=whole.take(test_M), num_test=DIGITS_TEST)
+    fingerprint = _fingerprint((zlib.crc32(images_NHWC.data), whole.labels_M))
+    return HostDataset(
+        names, train=train, val=None, test=whole.take(test_M), num_test=DIGITS_TEST, fingerprint=fingerprint
+    )
 
 
 def _scan_folder(config: DataConfig) -> ImageTree:
@@ -122,10 +131,13 @@ def _read_folder(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
     """Read an image tree, from the cache or decoded; `limit` is applied before decoding."""
     tree = _scan_folder(config)
 
+    checksums: list[tuple[int, Ints]] = []
+
     def load(files: ImageFiles, channels: int | None) -> HostSplit:
         decoded = load_images(
             files, image_size=config.image_size, channels=channels, skip_broken=config.skip_broken, notice=notice
         )
+        checksums.append((decoded.crc32, files.labels_N))
         part = HostSplit.of_all(decoded.images_NHWC, files.labels_N)
         part = part.take(np.setdiff1d(part.rows_M, decoded.broken_M))
         if not len(part.rows_M):
@@ -135,10 +147,21 @@ def _read_folder(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
     train = load(tree.train, None)
     channels = train.images_NHWC.shape[-1]
     val = load(tree.val, channels) if tree.val else None
+    fingerprint = _fingerprint(*checksums)
     test = load(tree.test, channels) if tree.test and with_test else None
     num_broken = sum(len(part.images_NHWC) - len(part.rows_M) for part in (train, val, test) if part)
     num_test = len(test.rows_M) if test else len(tree.test.files) if tree.test else 0
-    return HostDataset(tree.class_names, train=train, val=val, test=test, num_test=num_test, num_broken=num_broken)
+    return HostDataset(
+        tree.class_names, train, val, test, num_test=num_test, num_broken=num_broken, fingerprint=fingerprint
+    )
+
+
+def _fingerprint(*parts: tuple[int, Ints]) -> str:
+    """Return 12 hexadecimal digits for the checksum of the pixels and the labels of each part."""
+    content = hashlib.sha256()
+    for checksum, labels_N in parts:
+        content.update(checksum.to_bytes(4) + len(labels_N).to_bytes(8) + labels_N.tobytes())
+    return content.hexdigest()[:12]
 
 
 def _read_torchvision(config: DataConfig, *, notice: ProgressCallback) -> HostDataset:
@@ -167,8 +190,11 @@ def _read_torchvision(config: DataConfig, *, notice: ProgressCallback) -> HostDa
         finally:
             socket.setdefaulttimeout(timeout)
     names = tuple(getattr(train, "classes", map(str, range(10))))
-    test_part = _torchvision_part(test)
-    return HostDataset(names, _torchvision_part(train), val=None, test=test_part, num_test=len(test_part.rows_M))
+    train_part, test_part = _torchvision_part(train), _torchvision_part(test)
+    fingerprint = _fingerprint((zlib.crc32(np.ascontiguousarray(train.data).data), train_part.labels_M))
+    return HostDataset(
+        names, train_part, val=None, test=test_part, num_test=len(test_part.rows_M), fingerprint=fingerprint
+    )
 
 
 def _torchvision_part(dataset: Any) -> HostSplit:

@@ -38,7 +38,7 @@ from fbsearch.study.database import explain, storage_errors
 from fbsearch.study.locks import StudyClaim
 from fbsearch.study.provenance import coordinator_versions, git_commit
 from fbsearch.study.retrying_storage import call_on_retry
-from fbsearch.study.study import NUM_SHOWN, flush, is_among_best, store_dataset
+from fbsearch.study.study import NUM_SHOWN, check_same_dataset, flush, is_among_best, store_dataset
 from fbsearch.study.trial_record import RunningTrial, TrialRecord, put_back_running, rank_order, trial_config
 from fbsearch.workers.executor import Executor
 
@@ -197,6 +197,8 @@ class Coordinator:
     def _ready(self, event: Ready) -> None:
         self.state.notice = ""
         if self.state.dataset is not None:
+            where = f"worker {event.worker} ({event.device})"
+            check_same_dataset(self.state.dataset, event.dataset, where=where)
             return
         self.state.dataset = event.dataset
         with self._claim.lock():

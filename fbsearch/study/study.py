@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from fbsearch.config.space import NEUTRAL_FIELDS
 from fbsearch.config.study_file import StudyConfig
-from fbsearch.errors import ConfigError, StorageError
+from fbsearch.errors import ConfigError, SearchError, StorageError
 from fbsearch.messages import DatasetInfo
 from fbsearch.study.buffered_storage import BufferedStorage
 from fbsearch.study.database import hide_password
@@ -92,15 +92,35 @@ def stored_dataset(study: optuna.Study) -> dict[str, Any]:
 
 def store_dataset(study: optuna.Study, dataset: DatasetInfo, *, must_be_same: bool) -> None:
     """Store the data set. ConfigError if `must_be_same` and the trials of the study were trained on another one."""
-    now = dataclasses.asdict(dataset) | {"class_names": list(dataset.class_names)}  # as the database gives it back
-    stored = stored_dataset(study)
-    if must_be_same and stored and stored != now:
-        changed = ", ".join(f"{key} {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key])
+    now, stored = _dataset_fields(dataset), stored_dataset(study)
+    if must_be_same and (changed := _describe_changes(stored, now)):
         raise ConfigError(
             f"the data of the study {study.study_name!r} have changed since its trials were run ({changed}): their "
             "results cannot be compared; --name NAME starts a new study"
         )
     study.set_user_attr(DATASET, now)
+
+
+def check_same_dataset(first: DatasetInfo, later: DatasetInfo, *, where: str) -> None:
+    """SearchError if the worker at `where` has loaded other data than the first one of the search."""
+    if changed := _describe_changes(_dataset_fields(first), _dataset_fields(later)):
+        raise SearchError(
+            f"{where} has loaded other data than the first worker ({changed}): the images have changed since this "
+            "search began, or differ between its machines. Nothing finished is lost: restore them and give the same "
+            "command again, or start a new study with --name NAME"
+        )
+
+
+def _dataset_fields(dataset: DatasetInfo) -> dict[str, Any]:
+    return dataclasses.asdict(dataset) | {"class_names": list(dataset.class_names)}  # as the database gives it back
+
+
+def _describe_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two data sets; a field that an older version did not store is left out."""
+    changed = [key for key in now if key in was and was[key] != now[key]]
+    if changed == ["fingerprint"]:
+        return "as many images, but other ones, or with other labels"
+    return ", ".join(f"{key} {was[key]} -> {now[key]}" for key in changed if key != "fingerprint")
 
 
 def stored_num_trials(study: optuna.Study) -> int | None:

@@ -1,7 +1,9 @@
 """Image trees, decoding and the cache, on real files written with Pillow, and by real processes."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +55,20 @@ def test_folder_gives_the_pixels_pillow_gives(make_tree):
     assert np.array_equal(data.train.images_NCHW.permute(0, 2, 3, 1).numpy(), np.stack(truth))
     assert data.train.labels_N.tolist() == [0] * 3 + [1] * 4
     assert data.train.images_NCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_folder_fingerprint_is_of_pixels_and_labels_not_of_times_and_places(make_tree, tmp_path):
+    tree = make_tree(train={"a": 3, "b": 3}, val={"a": 1, "b": 1}, test={"a": 1, "b": 1})
+    first = load_dataset(folder_config(tree)).info
+    copied = shutil.copytree(tree, tmp_path / "copied", copy_function=shutil.copyfile)
+    assert load_dataset(folder_config(copied)).info == first
+    image = copied / "train" / "a" / "0000.png"
+    Image.open(copied / "val" / "b" / "0000.png").save(image)
+    other = load_dataset(folder_config(copied)).info
+    assert other != first and dataclasses.replace(other, fingerprint=first.fingerprint) == first
+    shutil.copyfile(tree / "train" / "a" / "0000.png", image)
+    (copied / "train" / "b" / "0000.png").rename(copied / "train" / "a" / "0003.png")  # the same pixels in this order
+    assert load_dataset(folder_config(copied)).info.fingerprint not in (first.fingerprint, other.fingerprint)
 
 
 def test_folder_without_val_is_split(make_tree):

@@ -223,22 +223,55 @@ def test_search_grid_resumed_with_another_seed_still_runs_each_point_once(open_s
     assert sorted(trial.params["train.learning_rate"] for trial in study.trials) == [0.01, 0.02, 0.03, 0.04]
 
 
-def test_search_data_that_changed_since_the_last_run_is_refused(open_study: Any, tmp_path: Path) -> None:
-    def write(label: str) -> None:
-        for number in range(6):
-            path = tmp_path / "images" / "train" / label / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (8, 8), 20 * number).save(path)
+def write_class(root: Path, label: str, *, step: int = 20) -> None:
+    for number in range(6):
+        path = root / "train" / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), step * number).save(path)
 
-    data = {"name": "folder", "root": str(tmp_path / "images")}
-    config = make_config(epochs=1, batch_size=4)
-    config = config.model_copy(update={"data": config.data.model_validate(data)})
-    write("cat")
-    write("dog")
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """An image tree of two classes."""
+    for label in ("cat", "dog"):
+        write_class(tmp_path / "images", label)
+    return tmp_path / "images"
+
+
+def config_of(images: Path, **train: Any) -> StudyConfig:
+    config = make_config(**{"epochs": 1, "batch_size": 4} | train)
+    return config.model_copy(update={"data": config.data.model_validate({"name": "folder", "root": str(images)})})
+
+
+def test_search_data_that_changed_since_the_last_run_is_refused(open_study: Any, images: Path) -> None:
+    config = config_of(images)
     search(open_study(config), config, num_trials=1)
-    write("owl")
-    with pytest.raises(ConfigError, match=r"have changed.*num_classes 2 -> 3.*--name"):
+    write_class(images, "dog", step=30)
+    with pytest.raises(ConfigError, match=r"have changed.*as many images, but other ones.*--name"):
         search(open_study(config), config, num_trials=2)
+    write_class(images, "dog")  # the same again, at another time
+    search(open_study(config), config, num_trials=2)
+    write_class(images, "owl")
+    with pytest.raises(ConfigError, match=r"have changed.*num_classes 2 -> 3.*--name"):
+        search(open_study(config), config, num_trials=3)
+
+
+@pytest.mark.slow
+def test_search_whose_data_change_before_another_worker_starts_stops_and_says_so(open_study: Any, images: Path) -> None:
+    config = config_of(images, epochs=200)
+    study = open_study(config)
+
+    def add_a_class_and_kill(_state: SearchState, event: Event | None) -> None:
+        if isinstance(event, Epoch) and (event.trial, event.stats.epoch) == (0, 1):
+            write_class(images, "owl")
+            multiprocessing.active_children()[0].kill()
+
+    executor = ProcessExecutor(config.data, devices=["cpu"])
+    with pytest.raises(
+        SearchError, match=r"worker 0 .* other data than the first worker \(num_classes 2 -> 3, .*--name"
+    ):
+        search(study, config, num_trials=2, executor=executor, show=add_a_class_and_kill)
+    assert not [trial for trial in study.trials if is_finished(trial)]
 
 
 @pytest.mark.slow
