@@ -71,6 +71,7 @@ def run(
 
     from fbsearch.cli.live import make_view
     from fbsearch.cli.status import print_end
+    from fbsearch.data.sources import check_source
     from fbsearch.search.coordinator import Coordinator
     from fbsearch.study.database import open_storage, storage_errors
     from fbsearch.study.locks import claim_study
@@ -78,6 +79,7 @@ def run(
 
     os.environ.pop("FBSEARCH_STORAGE", None)  # workers inherit the environment, and it may hold a password
     config = _load_config(study_file, name=name, seed=seed, untrusted=untrusted)
+    check_source(config.data)  # here, where workers would take seconds and the study would be there already
     executor = choose_executor(
         config, device=device, workers=workers, per_gpu=workers_per_gpu, ray=ray, gpus_per_worker=gpus_per_worker
     )
@@ -217,17 +219,19 @@ def init(
 def validate(
     study_file: Annotated[Path, typer.Argument(help="The study file to check.")], untrusted: Untrusted = False
 ) -> None:
-    """Check a study file, and build every corner of its space on torch's meta device."""
+    """Check a study file, build every corner of its space on torch's meta device, and read the images it names."""
     from fbsearch.config.study_file import check_paths, load_study_file
 
     config = load_study_file(study_file)
     if untrusted:
         check_paths(study_file, data=config.data, train=config.train)
     from fbsearch.data.sources import peek_shape
+    from fbsearch.data.summary import summarise
     from fbsearch.training.requirements import describe_corners
 
     first, *others = describe_corners(config, peek_shape(config.data))
-    print("\n".join([f"{study_file}: fine; {first}", *others]))
+    images = summarise(config.data, notice=lambda text: print(text, file=sys.stderr))
+    print("\n".join([f"{study_file}: fine; {first}", *others, f"data: {images}"]))
 
 
 @app.command()

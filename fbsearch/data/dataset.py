@@ -14,9 +14,7 @@ from torch import Tensor
 
 from fbsearch.config.models import DataConfig
 from fbsearch.data.image_cache import ProgressCallback
-from fbsearch.data.sources import HostDataset, HostSplit, read_dataset
-from fbsearch.data.split import choose_training, choose_validation
-from fbsearch.errors import DataError
+from fbsearch.data.sources import HostDataset, HostSplit, read_dataset, split_validation
 from fbsearch.messages import DatasetInfo
 
 # Images of a validation step: without gradients, more fit than in training.
@@ -85,14 +83,8 @@ def load_dataset(
     (`folder`) and to `root` (torchvision's).
     """
     source = read_dataset(config, with_test=with_test, notice=on_progress or (lambda _text: None))
-    least = 1 if source.val else 2
-    train = source.train.take(choose_training(source.train.labels_M, config, names=source.class_names, least=least))
-    val = source.val
-    if val is None:
-        val_M = choose_validation(train.labels_M, config)
-        train, val = train.take(np.setdiff1d(np.arange(len(train.rows_M)), val_M)), train.take(val_M)
     test = source.test if with_test else None
-    return _move(replace(source, train=train, test=test), val, image_size=config.image_size, device=device)
+    return _move(replace(split_validation(source, config), test=test), image_size=config.image_size, device=device)
 
 
 def count_batches(num_images: int, *, batch_size: int) -> int:
@@ -115,15 +107,10 @@ def batches(split: Split, *, batch_size: int, generator: torch.Generator) -> Ite
         yield images_NHWC.index_select(0, rows_B).permute(0, 3, 1, 2), split.labels_N.index_select(0, rows_B)
 
 
-def _move(source: HostDataset, val: HostSplit, *, image_size: int | None, device: torch.device | str) -> Dataset:
+def _move(source: HostDataset, *, image_size: int | None, device: torch.device | str) -> Dataset:
     """Copy the splits to the device, resized if `image_size` differs, and compute the statistics."""
+    assert source.val is not None, "it was split"
     shape = source.train.images_NHWC.shape[1:]
-    for part, name in ((val, "val"), (source.test, "test")):
-        if part and part.images_NHWC.shape[1:] != shape:
-            raise DataError(
-                f"data.image_size: null takes images as they are, but train/ has {shape[0]} pixels and {name}/ "
-                f"{part.images_NHWC.shape[1]}. Write a size for both, such as `image_size: {shape[0]}`."
-            )
     side = image_size or shape[0]
     train = _to_device(source.train, side, device)
     mean_C, std_C = _statistics(train.images_NCHW)
@@ -132,14 +119,14 @@ def _move(source: HostDataset, val: HostSplit, *, image_size: int | None, device
         in_channels=shape[2],
         image_size=side,
         num_train=len(train.labels_N),
-        num_val=len(val.rows_M),
+        num_val=len(source.val.rows_M),
         num_test=source.num_test,
         class_names=source.class_names,
-        num_broken=source.num_broken,
+        num_broken=len(source.broken),
         fingerprint=source.fingerprint,
     )
     test = _to_device(source.test, side, device) if source.test else None
-    return Dataset(info, train, _to_device(val, side, device), test, mean_C, std_C)
+    return Dataset(info, train, _to_device(source.val, side, device), test, mean_C, std_C)
 
 
 def _to_device(part: HostSplit, side: int, device: torch.device | str) -> Split:

@@ -17,7 +17,7 @@ from fbsearch.config.models import DataConfig
 from fbsearch.data.decode import Bytes, probe
 from fbsearch.data.image_cache import ProgressCallback, cache_lock, load_images
 from fbsearch.data.image_tree import ImageFiles, ImageTree, Ints, scan_tree
-from fbsearch.data.split import choose_training, draw_stratified
+from fbsearch.data.split import choose_training, choose_validation, draw_stratified
 from fbsearch.errors import DataError
 from fbsearch.messages import ImageShape
 
@@ -55,6 +55,16 @@ def peek_shape(config: DataConfig) -> ImageShape:
     return ImageShape(num_classes=num_classes, in_channels=in_channels, image_size=config.image_size or side)
 
 
+def check_source(config: DataConfig) -> None:
+    """Raise DataError as `load_dataset` would, where the names of the files and the header of one image tell it.
+
+    Data sets that are not folders are not looked at.
+    """
+    if config.name == "folder":
+        tree = _scan_folder(config)
+        probe(tree.train.folder, [file.name for file in tree.train.files], image_size=config.image_size, channels=1)
+
+
 @dataclass(frozen=True, eq=False)
 class HostSplit:
     """Selected rows (ascending) of uint8 images on the host, which may be mapped from disk, and the rows' labels."""
@@ -77,7 +87,7 @@ class HostSplit:
 class HostDataset:
     """A data set on the host; `val` is None if it is still to be split off from `train`.
 
-    `fingerprint` is of the images and labels of both, as read.
+    `fingerprint` is of the images and labels of both, as read; `broken` are the files that were skipped.
     """
 
     class_names: tuple[str, ...]
@@ -86,7 +96,7 @@ class HostDataset:
     test: HostSplit | None
     num_test: int
     fingerprint: str
-    num_broken: int = 0
+    broken: tuple[str, ...] = ()
 
 
 def read_dataset(config: DataConfig, *, with_test: bool, notice: ProgressCallback) -> HostDataset:
@@ -96,6 +106,17 @@ def read_dataset(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
     if config.name == "folder":
         return _read_folder(config, with_test=with_test, notice=notice)
     return _read_torchvision(config, notice=notice)
+
+
+def split_validation(source: HostDataset, config: DataConfig) -> HostDataset:
+    """Return the data set with the training images that `limit` selects and a validation split; DataError if few."""
+    least = 1 if source.val else 2
+    train = source.train.take(choose_training(source.train.labels_M, config, names=source.class_names, least=least))
+    val = source.val
+    if val is None:
+        val_M = choose_validation(train.labels_M, config)
+        train, val = train.take(np.setdiff1d(np.arange(len(train.rows_M)), val_M)), train.take(val_M)
+    return replace(source, train=train, val=val)
 
 
 def _read_digits() -> HostDataset:
@@ -132,12 +153,14 @@ def _read_folder(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
     tree = _scan_folder(config)
 
     checksums: list[tuple[int, Ints]] = []
+    broken: list[str] = []
 
     def load(files: ImageFiles, channels: int | None) -> HostSplit:
         decoded = load_images(
             files, image_size=config.image_size, channels=channels, skip_broken=config.skip_broken, notice=notice
         )
         checksums.append((decoded.crc32, files.labels_N))
+        broken.extend(str(files.folder / files.files[row].name) for row in decoded.broken_M)
         part = HostSplit.of_all(decoded.images_NHWC, files.labels_N)
         part = part.take(np.setdiff1d(part.rows_M, decoded.broken_M))
         if not len(part.rows_M):
@@ -149,11 +172,21 @@ def _read_folder(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
     val = load(tree.val, channels) if tree.val else None
     fingerprint = _fingerprint(*checksums)
     test = load(tree.test, channels) if tree.test and with_test else None
-    num_broken = sum(len(part.images_NHWC) - len(part.rows_M) for part in (train, val, test) if part)
+    _check_sizes(train, val=val, test=test)
     num_test = len(test.rows_M) if test else len(tree.test.files) if tree.test else 0
     return HostDataset(
-        tree.class_names, train, val, test, num_test=num_test, num_broken=num_broken, fingerprint=fingerprint
+        tree.class_names, train, val, test, num_test=num_test, fingerprint=fingerprint, broken=tuple(broken)
     )
+
+
+def _check_sizes(train: HostSplit, **others: HostSplit | None) -> None:
+    side = train.images_NHWC.shape[1]
+    for name, part in others.items():
+        if part and part.images_NHWC.shape[1] != side:
+            raise DataError(
+                f"data.image_size: null takes images as they are, but train/ has {side} pixels and {name}/ "
+                f"{part.images_NHWC.shape[1]}. Write a size for both, such as `image_size: {side}`."
+            )
 
 
 def _fingerprint(*parts: tuple[int, Ints]) -> str:

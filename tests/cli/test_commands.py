@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import optuna
@@ -193,6 +194,34 @@ def test_validate_good_file_says_what_its_corners_cost(fbsearch: Fbsearch, tmp_p
     code, output, errors = fbsearch("validate", "study.yaml")
     assert (code, errors) == (0, "")
     assert output.startswith("study.yaml: fine; 2 corners of the space build on 1 x 8 x 8 images: ")
+
+
+def test_validate_reads_the_images_and_says_what_it_found(
+    fbsearch: Fbsearch, tmp_path: Path, make_tree: Callable[..., Path]
+) -> None:
+    make_tree(train={"a": 5, "b": 3}, test={"a": 1, "b": 1})
+    study = "data: {name: folder, root: tree}\nspace: {model.fractal_levels: {num_stages: [1], level: [1]}}"
+    (tmp_path / "study.yaml").write_text(study)
+    code, output, errors = fbsearch("validate", "study.yaml")
+    assert code == 0, errors
+    assert output.splitlines()[1] == (
+        "data: 2 classes, 6 / 2 / 2 images to train / validate / test, 20 x 20 colour, smallest class 'b': 2 to train, "
+        "0 broken, 0 duplicates in two classes"
+    )
+    (tmp_path / "tree" / "train" / "a" / "0001.png").write_bytes(b"no image")
+    code, output, errors = fbsearch("validate", "study.yaml")
+    assert (code, output) == (1, "") and "error: data.root: 1 broken image: " in errors
+    assert "a/0001.png" in errors and "skip_broken: true" in errors
+
+
+@pytest.mark.parametrize("parts", [{}, {"train": {"a": 3}}, {"train": {"a": 3, "b": 1}}])
+def test_run_bad_data_root_is_told_before_there_is_a_study(
+    fbsearch: Fbsearch, tmp_path: Path, make_tree: Callable[..., Path], parts: dict[str, Any]
+) -> None:
+    make_tree(**parts)
+    (tmp_path / "study.yaml").write_text("data: {name: folder, root: tree}")
+    assert error_of(fbsearch("run", "study.yaml", "--workers", "0")).startswith("data.root: ")
+    assert not (tmp_path / "studies").exists()
 
 
 def test_validate_bad_file_shows_all_its_errors(fbsearch: Fbsearch, tmp_path: Path) -> None:
