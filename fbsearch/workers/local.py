@@ -5,9 +5,11 @@ imported in the function that runs it.
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -25,6 +27,8 @@ from fbsearch.workers.executor import MAX_STARTS, Executor, Slot, devices_for, l
 if TYPE_CHECKING:
     from fbsearch.workers.worker import Worker
 
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>: the signal that Linux sends when the thread that started this process ends
+
 
 @dataclass(kw_only=True)
 class _Slot(Slot):
@@ -33,7 +37,10 @@ class _Slot(Slot):
 
 
 class ProcessExecutor:
-    """Worker processes, one for each item of `devices`. A process runs many trials."""
+    """Worker processes, one for each item of `devices`. A process runs many trials.
+
+    On Linux a worker ends with the thread that has called `start` or `events`, by which it was started.
+    """
 
     # fork would copy the coordinator's threads and connections
     context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
@@ -120,14 +127,21 @@ class ProcessExecutor:
 
 def _serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _end_with_parent()
     from fbsearch.workers.worker import serve
 
     serve(connection, number, data, device, num_threads)
 
 
-def _die_with_parent() -> None:
-    """End this process as soon as the coordinator has ended, even if it was killed."""
+def _end_with_parent() -> None:
+    """End this process as soon as the coordinator has ended, however that was; on Linux even if this one is stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Also where there is no such signal, and where the coordinator ended before it was asked for.
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,8 +1,11 @@
 """One suite for every executor: the same events in the same order, stopping between epochs, deaths that are seen."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,6 +206,36 @@ def test_processes_a_worker_that_is_stopped_can_be_ended_even_while_it_starts() 
     assert died == WorkerDied(0, "no sign of life")
     collect(executor, lambda e: isinstance(e, Ready))
     executor.close()
+
+
+COORDINATOR = """
+from fbsearch.config.models import DataConfig
+from fbsearch.messages import Ready
+from fbsearch.workers.local import ProcessExecutor
+executor = ProcessExecutor(DataConfig(limit=100), devices=["cpu"])
+executor.start()
+while not any(isinstance(event, Ready) for event in executor.events(timeout=1)):
+    pass
+print("ready", flush=True)
+while True:
+    executor.events(timeout=100)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stopped process outlives its parent")
+def test_processes_a_worker_that_is_stopped_ends_with_its_killed_coordinator() -> None:
+    with subprocess.Popen([sys.executable, "-c", COORDINATOR], stdout=subprocess.PIPE, text=True) as coordinator:
+        assert coordinator.stdout is not None and coordinator.stdout.readline() == "ready\n"
+        children = psutil.Process(coordinator.pid).children()
+        (worker,) = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+        worker.suspend()
+        coordinator.kill()
+    try:
+        worker.wait(timeout=60)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 def test_processes_a_worker_that_is_lost_may_still_be_asked_to_stop() -> None:
