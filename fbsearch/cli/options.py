@@ -62,7 +62,7 @@ TrialTimeout = Annotated[
     typer.Option(
         min=1,
         help="End a worker that finishes no epoch for this many seconds, and try its trial again. Without it: 10 "
-        "times the usual epoch, at least 60 seconds. Not with --workers 0.",
+        "times the usual epoch, at least 60 seconds, and an hour while none is known. Not with --workers 0.",
     ),
 ]
 

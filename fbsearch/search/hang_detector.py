@@ -8,13 +8,17 @@ import collections
 import dataclasses
 import statistics
 
-from fbsearch.messages import Epoch, Event, Started
+from fbsearch.messages import Epoch, Event, Ready, Started
 
 # Without --trial-timeout a trial hangs after this many times its usual epoch, but never before MIN_SECONDS.
 USUAL_EPOCHS = 10
 MIN_SECONDS = 60.0
 # The number of other trials' epochs that are enough to estimate the first epoch of a trial.
 MIN_EPOCHS = 5
+# Before that an epoch may take an hour, or what it takes at this speed, which is a fraction of one core's: a training
+# step takes about three times the FLOPs of a forward pass.
+FIRST_SECONDS = 3600.0
+SLOWEST_FLOPS_PER_SECOND, STEP_FLOPS = 1e9, 3
 # A worker that starts loads torch and decodes images, with a notice now and then.
 MAX_START_SECONDS = 600.0
 MAX_SECONDS_BETWEEN_CHECKS = 5.0
@@ -37,6 +41,7 @@ class HangDetector:
     def __init__(self, *, trial_timeout: float | None = None) -> None:
         """Allow a trial `trial_timeout` seconds between two events; None is 10 usual epochs, at least a minute."""
         self._trial_timeout = trial_timeout
+        self._num_images = 0
         self._watched: dict[int, _Watched] = {}
         self._slowest = 0.0
         self._seconds_per_flop: collections.deque[float] = collections.deque(maxlen=1000)
@@ -56,7 +61,9 @@ class HangDetector:
         if watched is None:
             return
         watched.was_heard = True
-        if isinstance(event, Started):
+        if isinstance(event, Ready):
+            self._num_images = event.dataset.num_train
+        elif isinstance(event, Started):
             watched.flops = event.flops
         elif isinstance(event, Epoch):
             watched.epochs.append(event.stats.seconds)
@@ -72,13 +79,13 @@ class HangDetector:
             watched.seconds = 0.0 if watched.was_heard else watched.seconds + passed
             watched.was_heard = False
             limit = self.limit(worker)
-            if limit is not None and watched.seconds > limit:
+            if watched.seconds > limit:
                 missing = "sign of life while it started" if watched.is_starting else "epoch"
                 hung[worker] = f"no {missing} for {limit:.0f} seconds"
         return hung
 
-    def limit(self, worker: int) -> float | None:
-        """Return the seconds that a watched worker may be silent; None as long as there is nothing to estimate from."""
+    def limit(self, worker: int) -> float:
+        """Return the seconds that a watched worker may be silent."""
         watched = self._watched[worker]
         if watched.is_starting:
             return MAX_START_SECONDS
@@ -90,5 +97,5 @@ class HangDetector:
             # One network of a space may take a hundred times as long as another.
             usual = max(self._slowest, statistics.median(self._seconds_per_flop) * watched.flops)
         else:
-            return None
+            return max(FIRST_SECONDS, STEP_FLOPS * watched.flops * self._num_images / SLOWEST_FLOPS_PER_SECOND)
         return max(MIN_SECONDS, USUAL_EPOCHS * usual)

@@ -131,6 +131,7 @@ class WorkerPool:
         running = worker.running
         match event:
             case Ready(device=device):
+                self._hang_detector.hear(event)
                 self._set(number, PoolWorker(state="idle", device=device))
             case Finished() | Failed() | Stopped():
                 self._set(number, PoolWorker(state="idle", device=worker.device))

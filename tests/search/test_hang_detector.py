@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from fbsearch.messages import Epoch, EpochStats, Notice, Started
-from fbsearch.search.hang_detector import MAX_START_SECONDS, MIN_EPOCHS, MIN_SECONDS, HangDetector
+from fbsearch.bench.search import DIGITS
+from fbsearch.messages import Epoch, EpochStats, Notice, Ready, Started
+from fbsearch.search.hang_detector import FIRST_SECONDS, MAX_START_SECONDS, MIN_EPOCHS, MIN_SECONDS, HangDetector
 
 STATS = EpochStats(1, 1.0, 0.5, 1.0, 0.5, 0.01, 1.0, 0.9, 0.1, 100.0, 10.0)
 
@@ -44,12 +45,25 @@ def test_silence_without_a_timeout_is_10_of_the_trials_own_epochs_and_at_least_a
 def test_silence_before_the_first_epoch_is_measured_by_the_others_and_by_size() -> None:
     detector = HangDetector()
     detector.watch(1)
-    assert detector.limit(1) is None and hangs_after(detector, 1) is None
     give_epochs(detector, 0, seconds=20, flops=1000)
     detector.watch(1)
     assert detector.limit(1) == 200
     detector.hear(Started(1, 1, 10, 50_000))
     assert detector.limit(1) == pytest.approx(10_000)
+
+
+def test_silence_before_any_epoch_ends_after_an_hour_or_what_a_very_slow_machine_takes() -> None:
+    detector = HangDetector()
+    detector.watch(0, is_starting=True)
+    detector.hear(Ready(0, "cpu", DIGITS, {}, seconds=1.0))
+    detector.watch(0)
+    assert hangs_after(detector, 0) == FIRST_SECONDS + 1
+    detector.watch(0)
+    detector.hear(Started(0, 0, 10, flops=10**11))
+    assert detector.limit(0) == 3 * 1150 * 100
+    give_epochs(detector, 0, seconds=1, count=MIN_EPOCHS - 1)
+    detector.watch(1)
+    assert detector.limit(1) == FIRST_SECONDS
 
 
 def test_silence_ends_with_every_event_and_with_the_trial() -> None:
