@@ -9,11 +9,15 @@ Written through the public methods, a trial took 26 transactions instead of 10, 
 59 ms more on PostgreSQL (default study, simulated workers, 100 trials, on two busy cores).
 
 A process that dies loses what it had not flushed; its running trials are run again in any case.
+
+A trial's end is synced to the disk, for a machine that loses its power. It takes 19 to 22 instead of 8 to 11 ms then
+(medians of 200 ends, three runs, on two busy cores and a disk whose fdatasync takes 5.5 ms).
 """
 
 import copy
 import datetime
 import json
+import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -206,7 +210,7 @@ class BufferedStorage(_CachedStorage):
             session.execute(row.values(state=state, datetime_complete=ended))
             return True
 
-        if not self._transact(write):
+        if not self._transact(write, is_synced=True):
             raise UpdateFinishedTrialError(f"trial {self._forget(trial_id).number} has been ended by another process")
         del self._own[trial_id]
         own.trial.values, own.trial.state, own.trial.datetime_complete = values, state, ended
@@ -217,12 +221,27 @@ class BufferedStorage(_CachedStorage):
         self._studies[own.study_id].unfinished_trial_ids.add(trial_id)
         return own.trial
 
-    def _transact(self, operation: Callable[[Session], _Result]) -> _Result:
-        """Do an operation in one transaction, maybe twice. Errors are those of Optuna's own writes."""
+    def _transact(self, operation: Callable[[Session], _Result], *, is_synced: bool = False) -> _Result:
+        """Do an operation in one transaction, maybe twice. Errors are those of Optuna's own writes.
+
+        `is_synced`: SQLite writes it through to the disk, with all that was committed before.
+        """
 
         def transact() -> _Result:
             with _create_scoped_session(self._backend.scoped_session) as session:
-                return operation(session)
+                is_sqlite = session.get_bind().dialect.name == "sqlite"
+                if not (is_synced and is_sqlite):  # PostgreSQL syncs every commit
+                    return operation(session)
+                connection = session.connection().connection.driver_connection  # the pool has others, too
+                assert isinstance(connection, sqlite3.Connection)
+                connection.execute("PRAGMA synchronous=FULL")
+                try:
+                    result = operation(session)
+                    session.commit()
+                finally:
+                    session.rollback()
+                    connection.execute("PRAGMA synchronous=NORMAL")
+                return result
 
         return retry(self._backend, transact)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -96,3 +97,24 @@ def test_batching_a_distribution_that_changed_is_refused(storage: RDBStorage) ->
     with pytest.raises(ValueError, match="dynamic value space"):
         study.ask().suggest_categorical("x", [1, 2, 3])
     assert isinstance(study._storage, BufferedStorage)
+
+
+def test_batching_syncs_the_end_of_a_trial_to_the_disk_and_nothing_else(storage: RDBStorage) -> None:
+    study = create_study(storage, CONFIG)
+    commits: list[int] = []
+
+    def note(connection: sqlalchemy.Connection) -> None:
+        commits.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+
+    sqlalchemy.event.listen(storage.engine, "commit", note)
+    trial = study.ask()
+    sample(trial, CONFIG)
+    trial.report(0.5, step=1)
+    flush(study)
+    assert set(commits) == {1}  # NORMAL
+    commits.clear()
+    study.tell(trial, 0.5)
+    assert 2 in commits  # FULL
+    commits.clear()
+    study.ask()
+    assert set(commits) == {1}
