@@ -21,12 +21,15 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from fbsearch.config.models import DataConfig, TrialConfig
+from fbsearch.errors import DeviceError
 from fbsearch.messages import Event, Failed, Finished, Stopped, WorkerDied
 from fbsearch.workers.executor import MAX_STARTS, Executor, Slot, devices_for, lost, num_cpus
 
 if TYPE_CHECKING:
     from fbsearch.workers.worker import Worker
 
+# Open files of a coordinator: database, logs, locks, terminal, and room for what libraries open; pipes of each worker.
+FILES, FILES_PER_WORKER = 32, 4
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>: the signal that Linux sends when the thread that started this process ends
 
 
@@ -213,4 +216,24 @@ def make_executor(data: DataConfig, *, device: str, workers: int | None, workers
     """Return the executor for these flags: `workers` None is `auto`, 0 is in-process."""
     if workers == 0:
         return InProcessExecutor(data, device=device)
-    return ProcessExecutor(data, devices=devices_for(device, workers, workers_per_gpu=workers_per_gpu))
+    devices = devices_for(device, workers, workers_per_gpu=workers_per_gpu)
+    _allow_files(num_workers=len(devices))
+    return ProcessExecutor(data, devices=devices)
+
+
+def _allow_files(*, num_workers: int) -> None:
+    """Raise this process's limit of open files to what a search needs. DeviceError if that is not permitted."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    needed = FILES + FILES_PER_WORKER * num_workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != soft < needed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (ValueError, OSError):
+            raise DeviceError(
+                f"--workers {num_workers}: a search with them needs up to {needed} open files, and only {hard} are "
+                f"allowed here; raise the limit (`ulimit -n {needed}`; of a service: LimitNOFILE), or start fewer"
+            ) from None

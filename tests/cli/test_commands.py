@@ -224,6 +224,16 @@ def test_run_bad_data_root_is_told_before_there_is_a_study(
     assert not (tmp_path / "studies").exists()
 
 
+@pytest.mark.slow
+def test_run_with_few_open_files_allowed_says_so_before_there_is_a_study(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        ["bash", "-c", f"ulimit -n 14; exec {PROGRAM} run --workers 2 --device cpu"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 1 and ended.stderr.startswith("error: --workers 2: ") and "ulimit -n 40" in ended.stderr
+    assert "Traceback" not in ended.stderr and list(tmp_path.iterdir()) == []
+
+
 def test_validate_bad_file_shows_all_its_errors(fbsearch: Fbsearch, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("train: {epocs: 3}\nmodel: {base_channels: 10}")
     message = error_of(fbsearch("validate", "study.yaml"))
