@@ -11,7 +11,22 @@
 A programmer's fault is an assertion instead.
 """
 
+import re
+
 from fbsearch.messages import FailureKind
+
+# Control characters, signs that turn the direction of text around, and halves of characters.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return text from a file as one line for people: a terminal obeys control characters, so they become escapes."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def printable_lines(text: str) -> str:
+    """Return text of several lines, each as `printable` returns it."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 class FbsearchError(Exception):

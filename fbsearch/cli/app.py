@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fbsearch.cli import bench_commands, model_commands, study_commands
-from fbsearch.errors import FbsearchError
+from fbsearch.errors import FbsearchError, printable_lines
 
 app = typer.Typer(
     name="fbsearch",
@@ -25,7 +25,7 @@ def main() -> None:
     except FbsearchError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Untrusted
 from fbsearch.config.choices import BaselineName, BaselineRecipe, ModelFormat
+from fbsearch.errors import printable
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -59,9 +60,8 @@ def train(
 
     The same command goes on after the last whole epoch where one was killed; a finished seed is not trained again.
     """
-    from rich.console import Console
-
     from fbsearch.cli.tables import print_comparison, print_next, print_summary
+    from fbsearch.cli.terminal import SafeConsole
     from fbsearch.winners.final_training import train_export
     from fbsearch.winners.plan import Settings
 
@@ -75,7 +75,7 @@ def train(
         keep_validation=keep_validation,
         output=output,
     )
-    console = Console(stderr=as_json)
+    console = SafeConsole(stderr=as_json)
     try:
         found = train_export(
             best,
@@ -120,9 +120,10 @@ def predict(
     for answer in prediction.predict(loaded, prediction.find_images(images), top=top):
         answers.append(answer)
         if answer.error is not None:
-            print(f"error: {answer.path}: {answer.error}", file=sys.stderr)
+            print(f"error: {printable(f'{answer.path}: {answer.error}')}", file=sys.stderr)
         elif not as_json:
-            print(f"{answer.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in answer.classes), flush=True)
+            classes = ", ".join(f"{name} {share:.1%}" for name, share in answer.classes)
+            print(printable(f"{answer.path}: {classes}"), flush=True)
     if as_json:
         print(json.dumps({"model": str(model), "images": [answer.as_dict() for answer in answers]}))
     raise typer.Exit(1 if any(answer.error for answer in answers) else 0)
@@ -161,8 +162,7 @@ def summary(
     as_json: AsJson = False,
 ) -> None:
     """Show the layers of a network with their shapes, parameters and FLOPs."""
-    from rich.console import Console
-
+    from fbsearch.cli.terminal import SafeConsole
     from fbsearch.files import write_whole
     from fbsearch.pictures import architecture as drawings
     from fbsearch.winners.checkpoint import find_config
@@ -174,7 +174,7 @@ def summary(
     if as_json:
         print(json.dumps(drawings.layers_as_dict(layers) | dataclasses.asdict(config.shape)))
         return
-    console = Console()
+    console = SafeConsole()
     console.print(drawings.layer_table(layers, title=title))
     if plot is not None:
         console.print(f"{plot}: the architecture", markup=False, highlight=False, soft_wrap=True)
@@ -196,11 +196,10 @@ def analyze(
 
     An export has no weights: the network is trained for its epochs first, unless --checkpoint names a file of them.
     """
-    from rich.console import Console
-
+    from fbsearch.cli.terminal import SafeConsole
     from fbsearch.winners.analysis import analyze_export
 
-    console = Console(highlight=False, markup=False)
+    console = SafeConsole(highlight=False, markup=False)
     found = analyze_export(
         file,
         rank=rank,

@@ -91,8 +91,10 @@ def print_end(console: Console, state: SearchState, *, storage: str | None) -> N
         console.print("  the same command goes on with this study")
     if state.best is not None:
         name = shlex.quote(state.name)
-        console.print(f"  fbsearch export {name} --top 5 --output best.yaml{flag}", highlight=False, soft_wrap=True)
-    console.print(f"  fbsearch dashboard{flag}", highlight=False, soft_wrap=True)
+        console.print(
+            f"  fbsearch export {name} --top 5 --output best.yaml{flag}", markup=False, highlight=False, soft_wrap=True
+        )
+    console.print(f"  fbsearch dashboard{flag}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | None) -> None:

@@ -28,7 +28,7 @@ from fbsearch.cli.options import (
     choose_executor,
     open_study,
 )
-from fbsearch.errors import ConfigError
+from fbsearch.errors import ConfigError, printable, printable_lines
 
 if TYPE_CHECKING:
     from fbsearch.config.study_file import StudyConfig
@@ -67,11 +67,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Search until the study has --trials finished trials. The same command goes on where one stopped."""
-    from rich.console import Console
-
     from fbsearch.cli.live import make_view
     from fbsearch.cli.status import print_end
     from fbsearch.data.sources import check_source
+    from fbsearch.cli.terminal import SafeConsole
     from fbsearch.search.coordinator import Coordinator
     from fbsearch.study.database import open_storage, storage_errors
     from fbsearch.study.locks import claim_study
@@ -83,7 +82,7 @@ def run(
     executor = choose_executor(
         config, device=device, workers=workers, per_gpu=workers_per_gpu, ray=ray, gpus_per_worker=gpus_per_worker
     )
-    console = Console(stderr=as_json)
+    console = SafeConsole(stderr=as_json)
     database = open_storage(storage, create=True, retries=True)
     with storage_errors(storage), claim_study(database, config.name) as claim:
         with claim.lock():
@@ -136,11 +135,10 @@ def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: 
     if as_json:
         print(json.dumps(content))
         return
-    from rich.console import Console
-
     from fbsearch.cli.status import print_status
+    from fbsearch.cli.terminal import SafeConsole
 
-    print_status(Console(), content, best)
+    print_status(SafeConsole(), content, best)
 
 
 @app.command()
@@ -192,7 +190,9 @@ def report(
 
     study = open_study(storage, name)
     with storage_errors(storage):
-        path = write_report(study, output, top=top, say=lambda line: print(f"warning: {line}", file=sys.stderr))
+        path = write_report(
+            study, output, top=top, say=lambda line: print(f"warning: {printable(line)}", file=sys.stderr)
+        )
         print(f"{path}: the report of the study {study.study_name!r}")
         if static is not None:
             print(f"{static}: {len(write_static(study, static, top=top))} pictures")
@@ -271,7 +271,15 @@ def dashboard(
     from fbsearch.report.dashboard import open_dashboard  # slow: a used port is reported first
 
     server.set_app(
-        open_dashboard(database, storage, artifacts=artifacts, host=host, token=token, read_only=read_only, say=print)
+        open_dashboard(
+            database,
+            storage,
+            artifacts=artifacts,
+            host=host,
+            token=token,
+            read_only=read_only,
+            say=lambda line: print(printable_lines(line)),
+        )
     )
     print(f"http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C ends it)", flush=True)
     try:
@@ -290,11 +298,10 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print the table once and exit.")] = False,
 ) -> None:
     """Show a running study's table, read from the database: from another terminal, or another machine."""
-    from rich.console import Console
-
     from fbsearch.cli.status import watch_study
+    from fbsearch.cli.terminal import SafeConsole
     from fbsearch.study.database import storage_errors
 
     study = open_study(storage, name)
     with storage_errors(storage), contextlib.suppress(KeyboardInterrupt):
-        watch_study(Console(), study, interval=interval, once=once)
+        watch_study(SafeConsole(), study, interval=interval, once=once)
