@@ -66,7 +66,7 @@ def bench_against_plain(
 def _bench_plain(study_file: Path, *, num_trials: int, device: str) -> dict[str, Any]:
     url = f"sqlite:///{study_file.with_name('plain.db')}"
     arguments = [str(study_file), "--trials", str(num_trials), "--storage", url, "--device", device]
-    command = [sys.executable, "-W", "ignore", "-m", "fbsearch", "bench", "plain-search", *arguments]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "fbsearch", "bench", "plain-search", *arguments]
     started = time.perf_counter()
     # torch's own number of threads, as in a script that a user writes.
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

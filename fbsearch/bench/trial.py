@@ -85,7 +85,18 @@ def bench_run(study_file: Path, *, num_trials: int, workers: str, device: str, s
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/bench.db"
         arguments = ["--trials", str(num_trials), "--workers", workers, "--device", device, "--seed", str(seed)]
-        command = [sys.executable, "-m", "fbsearch", "run", str(study_file), *arguments, "--storage", url, "--json"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "fbsearch",
+            "run",
+            str(study_file),
+            *arguments,
+            "--storage",
+            url,
+            "--json",
+        ]
         started = time.perf_counter()
         log = Path(folder, "log")
         usage, output = _run(command, log)

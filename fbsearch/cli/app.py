@@ -1,5 +1,6 @@
 """The `fbsearch` command. Each command imports what it needs in its body, so that `--help` stays fast."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -20,6 +21,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run a command. An FbsearchError is printed as one message and exits with 1, wrong usage with 2."""
+    # No process that is started (workers, multiprocessing's own, compilers) may find modules in the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app(prog_name="fbsearch")
     except FbsearchError as error:

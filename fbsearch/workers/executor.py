@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,8 @@ from fbsearch.messages import CannotStart, Event, Ready, WorkerLost
 
 # A worker is given up that dies this many times in a row before it is ready.
 MAX_STARTS = 3
+# The devices of NVIDIA's driver on Linux, and on Linux below Windows.
+DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
 @dataclass(kw_only=True)
@@ -73,15 +76,15 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def num_gpus() -> int:
-    """Return the number of CUDA devices that torch can use; 0 without an NVIDIA driver.
+def num_gpus(*, drivers: Sequence[Path] = DRIVERS) -> int:
+    """Return the number of CUDA devices that torch can use; 0 on Linux if none of the `drivers` exists.
 
     torch is loaded in another process. DeviceError if it cannot be loaded.
     """
-    if sys.platform == "linux" and not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+    if sys.platform == "linux" and not any(driver.exists() for driver in drivers):
         return 0
     probe = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+        [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"],
         capture_output=True,
         text=True,
         check=False,

@@ -40,7 +40,7 @@ def measure_use(config: StudyConfig, device: str) -> Use:
     DeviceError with the last line of the process's error output if that fails.
     """
     measured = subprocess.run(
-        [sys.executable, "-m", "fbsearch", "measure-memory", device],
+        [sys.executable, "-P", "-m", "fbsearch", "measure-memory", device],
         input=config.model_dump_json(),
         capture_output=True,
         text=True,

@@ -81,7 +81,11 @@ def _connect(address: str) -> None:
     code = f"import ray, sys; ray.init(sys.argv[1], **{QUIET!r})"
     try:
         tried = subprocess.run(
-            [sys.executable, "-c", code, address], capture_output=True, text=True, check=False, timeout=CONNECT_SECONDS
+            [sys.executable, "-P", "-c", code, address],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CONNECT_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise DeviceError(f"--ray {address}: no answer within {CONNECT_SECONDS} seconds. {WAY_OUT}") from None
