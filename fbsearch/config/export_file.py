@@ -6,13 +6,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from fbsearch.config.models import DataConfig, ModelConfig, StrictModel, TrainConfig
-from fbsearch.config.space import Dimension
+from fbsearch.config.models import MAX_IMAGE_SIZE, DataConfig, ModelConfig, StrictModel, TrainConfig
+from fbsearch.config.space import FIELDS, Dimension
 from fbsearch.config.yaml_format import dump_dimension, read_yaml, to_yaml, validate_content
 from fbsearch.errors import ConfigError
 from fbsearch.messages import ImageShape
 
 EXPORT_FORMAT = "fbsearch-export/1"
+# More are mistakes, which would only be noticed when memory has run out.
+MAX_CLASSES = 1_000_000
+MAX_CHANNELS = 1024
 
 
 class ExportedConfig(StrictModel):
@@ -21,10 +24,10 @@ class ExportedConfig(StrictModel):
     rank: int = Field(ge=1)
     trial: int = Field(ge=0)
     value: float
-    num_parameters: int
-    num_classes: int
-    in_channels: int
-    image_size: int
+    num_parameters: int = Field(ge=0)
+    num_classes: int = Field(ge=1, le=MAX_CLASSES)
+    in_channels: int = Field(ge=1, le=MAX_CHANNELS)
+    image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
     seed: int = Field(ge=0)
     data: DataConfig
     model: ModelConfig
@@ -53,7 +56,7 @@ class Searched(StrictModel):
 
     model: ModelConfig
     train: TrainConfig
-    space: dict[str, Dimension] = Field(min_length=1)
+    space: dict[str, Dimension] = Field(min_length=1, max_length=len(FIELDS))
     compute: SearchCompute
 
 

@@ -28,6 +28,10 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 # The largest image size, in pixels, for which `stem: auto` keeps full resolution (CIFAR's size).
 SMALL_IMAGE = 32
+# The largest side to which images are resized. More is a mistake, which would only be noticed when memory has run out.
+MAX_IMAGE_SIZE = 8192
+# Pillow decodes no larger images.
+MAX_PIXELS = 178_956_970
 
 
 class StrictModel(BaseModel):
@@ -54,8 +58,11 @@ class DataConfig(StrictModel):
         "data",
         description="where downloads go; for `folder`, the image tree: train/<class>/*, optional val/, test/",
     )
-    image_size: PositiveInt | None = Field(
+    image_size: Annotated[int, Field(gt=0, le=MAX_IMAGE_SIZE)] | None = Field(
         None, description="pixels; images are resized to this square, null keeps their own size"
+    )
+    max_pixels: int = Field(
+        100_000_000, gt=0, le=MAX_PIXELS, description="width x height; an image file of more counts as broken"
     )
     limit: PositiveInt | None = Field(None, description="at most this many training images, stratified; null takes all")
     validation_share: float = Field(
@@ -75,7 +82,7 @@ class ModelConfig(StrictModel):
         description="one level for each stage; a block of level n has 2^n - 1 convolutions, 2^(n-1) deep",
     )
     base_channels: int = Field(
-        64, ge=4, multiple_of=4, description="channels of the first stage; doubled in each of the next four"
+        64, ge=4, le=4096, multiple_of=4, description="channels of the first stage; doubled in each of the next four"
     )
     pattern: FractalPatternType = Field(
         FractalPatternType.MANDELBROT,

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, model_validator
 
 from fbsearch.config.models import ModelConfig, StrictModel, TrainConfig
+from fbsearch.errors import printable
 
 SECTIONS: dict[str, type[StrictModel]] = {"model": ModelConfig, "train": TrainConfig}
 # Fields without an effect on results: they cannot be searched, and may change when a study is resumed.
@@ -29,8 +30,10 @@ FIELDS = tuple(
 LEVELS = "model.fractal_levels"
 # The values of an integer range are all checked up to this number of values, beyond it only the two ends.
 MAX_CHECKED_VALUES = 4096
-# The highest number of values of a dimension of a grid.
+# The highest number of values of a dimension of a grid, and of its points.
 MAX_GRID = 100_000
+# The largest end of a range: sums and quotients of such numbers are finite.
+MAX_NUMBER = 1e18
 
 
 def encode_choice(value: Any) -> str | int | float | bool | None:
@@ -56,8 +59,8 @@ def format_value(value: Any) -> str:
 
 def _check_number(value: Any) -> int | float:
     """Return a finite number as it is: an integer stays one, so that 8 is not written as 8.0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError("must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_NUMBER:
+        raise ValueError(f"must be a number between {-MAX_NUMBER:g} and {MAX_NUMBER:g}")
     return value
 
 
@@ -171,7 +174,7 @@ def check_space(space: Mapping[str, Any]) -> list[str]:
         if name not in FIELDS:
             close = difflib.get_close_matches(name, FIELDS, n=1)
             hint = f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(FIELDS)
-            problems.append(f"space.{name}: there is no such field; {hint}")
+            problems.append(f"space.{printable(name)}: there is no such field; {hint}")
         elif isinstance(dimension, LevelsSpace) and name != LEVELS:
             problems.append(f"space.{name}: num_stages and level belong to {LEVELS}; write low and high, or choices")
         else:
@@ -248,6 +251,9 @@ def grid_points(space: Mapping[str, Any]) -> list[dict[str, Any]]:
         if isinstance(dimension, RangeSpace) and dimension.step is None and (dimension.log or not is_integer(name)):
             raise ValueError(f"space.{name}: a grid needs `step` or `choices` here, a continuous range has no end")
         axes.append(values(name, dimension, most=MAX_GRID))
+    num_points = math.prod(map(len, axes))
+    if num_points > MAX_GRID:
+        raise ValueError(f"space: a grid of {num_points:,} points, at most {MAX_GRID:,} can be searched; take out some")
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
 
 
@@ -276,4 +282,4 @@ def _draw(name: str, dimension: Any, rng: random.Random) -> Any:
 
 
 def _is_multiple(value: float, step: float) -> bool:
-    return abs(value / step - round(value / step)) < 1e-6
+    return math.isfinite(value / step) and abs(value / step - round(value / step)) < 1e-6

@@ -46,6 +46,7 @@ class StudyConfig(StrictModel):
     space: dict[str, Dimension] = Field(
         DEFAULT_SPACE,
         min_length=1,
+        max_length=len(FIELDS),
         description="what is searched: any field of model or train, as {low, high, log, step} or {choices: [...]}",
         json_schema_extra={"propertyNames": {"enum": list(FIELDS)}},
     )
@@ -92,9 +93,9 @@ def load_study_file(path: Path) -> StudyConfig:
 def _check_valid_dimensions(content: dict[str, Any]) -> list[str]:
     """Return the errors in the values of dimensions that are valid by themselves, in a file that has other errors."""
     space, valid = content.get("space"), {}
-    for name, dimension in space.items() if isinstance(space, dict) else ():
+    for name, dimension in space.items() if isinstance(space, dict) and len(space) <= len(FIELDS) else ():
         with contextlib.suppress(ValidationError):
-            valid[name] = TypeAdapter(Dimension).validate_python(dimension)
+            valid[str(name)] = TypeAdapter(Dimension).validate_python(dimension)
     return check_space(valid)
 
 

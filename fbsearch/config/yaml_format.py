@@ -11,28 +11,72 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fbsearch.errors import ConfigError
+from fbsearch.errors import ConfigError, printable
 
 Model = TypeVar("Model", bound=BaseModel)
 
+# A file of a few hundred bytes can stand for billions of values. A card with 20,000 classes has 20,000.
+MAX_BYTES = 2**22
+MAX_NODES = 50_000
+MAX_DEPTH = 30
+MAX_NUMBER = 100  # characters
+# The errors in one message, and the characters of a value that is shown in one.
+MAX_ERRORS = 20
+MAX_SHOWN = 200
+
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, but a duplicate key is an error and 1e-3 a number, as in YAML 1.2."""
+    """The safe loader, but a duplicate key is an error, 1e-3 a number as in YAML 1.2, and the size is limited."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._num_nodes = 0
+        self._sizes: dict[yaml.Node, int] = {}  # the number of nodes in each whole node
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        before, mark = self._num_nodes, self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if node not in self._sizes:
+                raise yaml.composer.ComposerError(None, None, "an alias stands for what it is in", mark)
+            self._num_nodes += self._sizes[node]
+        else:
+            self._num_nodes += 1
+            self._depth += 1
+            if self._depth > MAX_DEPTH:
+                raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels", mark)
+            node = super().compose_node(parent, index)
+            assert node is not None
+            self._depth -= 1
+            self._sizes[node] = self._num_nodes - before
+        if self._num_nodes > MAX_NODES:
+            problem = f"more than {MAX_NODES:,} keys and values, aliases counted as what they stand for"
+            raise yaml.composer.ComposerError(None, None, problem, mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key_node.value for key_node, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands there twice", node.start_mark
-                )
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    problem = f"the key {key_node.value!r} stands there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+                seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        is_text = node.tag == "tag:yaml.org,2002:str"
+        if isinstance(node, yaml.ScalarNode) and not is_text and len(node.value) > MAX_NUMBER:
+            problem = f"a number or date of more than {MAX_NUMBER} characters"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         try:
             return super().construct_object(node, deep=deep)
-        except ValueError as error:  # an impossible date or number, such as 2026-13-45
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+            # An impossible date or number, such as 2026-13-45; PyYAML fails in many ways on `!!int ""` and its like.
+            problem = (
+                str(error) if isinstance(error, ValueError) else f"{getattr(node, 'value', '')!r} is no {node.tag}"
+            )
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -43,11 +87,15 @@ _Loader.add_implicit_resolver(
 def read_yaml(path: Path, *, maker: str) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises ConfigError with file and line; `maker` is the command to write one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `{maker}` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path}: is larger than {MAX_BYTES >> 20} MiB, which no file of fbsearch is")
     try:
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -110,23 +158,28 @@ _Dumper.add_representer(datetime.datetime, _Dumper.represent_datetime)
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Return pydantic's errors as lines `key.path: error and allowed values`."""
+    """Return pydantic's errors as lines `key.path: error and allowed values`, at most MAX_ERRORS of them."""
     lines = []
-    items = error.errors()
-    for item in items:
-        if any(other["loc"][: len(item["loc"])] == item["loc"] and other is not item for other in items):
-            continue  # repeats the error of a key below it
+    items = error.errors(include_url=False)
+    above = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
+    items = [item for item in items if item["loc"] not in above]  # others repeat the error of a key below them
+    for item in items[:MAX_ERRORS]:
         loc = tuple(part for part in item["loc"] if not str(part).startswith("<"))
-        key = ".".join(str(part) for part in loc)
+        key = printable(".".join(str(part) for part in loc))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = _unknown_key(model, item["loc"])
         elif item["type"] == "missing":
             message = "this key is missing"
         elif not isinstance(item["input"], (dict, BaseModel)):
-            message = f"{message[0].lower()}{message[1:]}, found {item['input']!r}"
+            message = f"{message[0].lower()}{message[1:]}, found {_shown(item['input'])}"
         lines += [f"{key}: {message}"] if key else message.split("\n")
-    return lines
+    return lines + ([f"and {len(items) - MAX_ERRORS:,} more errors"] if len(items) > MAX_ERRORS else [])
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _unknown_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:

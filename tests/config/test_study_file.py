@@ -277,6 +277,77 @@ def test_study_file_impossible_date_or_number_names_the_line(tmp_path: Path, tex
     assert message.startswith("1: not YAML: ")
 
 
+@pytest.mark.parametrize("value", ['!!int ""', '!!float ""', "!!timestamp abc", "!!bool abc", "!!int _", "1" * 101])
+def test_study_file_value_that_is_not_of_its_type_names_the_line(tmp_path: Path, value: str) -> None:
+    (message,) = errors(tmp_path, f"name: x\ndata: {{limit: {value}}}")
+    assert message.startswith("2: not YAML: ")
+
+
+def bomb(levels: int) -> str:
+    """A file whose aliases stand for 10 ** levels values."""
+    lines = ["a0: &a0 [" + "x, " * 10 + "]"]
+    lines += [f"a{n}: &a{n} [" + f"*a{n - 1}, " * 10 + "]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(12), "more than 50,000 keys and values, aliases counted as what they stand for"),
+        ("name: x\n" * 30_000, "more than 50,000 keys and values"),
+        ("a: &a {b: *a}", "an alias stands for what it is in"),
+        ("a: " + "[" * 100_000, "nested deeper than 30 levels"),
+        ("a: " + "{a: " * 1000, "nested deeper than 30 levels"),
+        ("- " * 1000, "nested deeper than 30 levels"),
+    ],
+)
+def test_study_file_that_would_take_all_memory_or_time_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (found,) = errors(tmp_path, text)
+    assert message in found
+
+
+def test_study_file_of_some_megabytes_is_refused(tmp_path: Path) -> None:
+    assert errors(tmp_path, "#" * (2**22 + 1)) == ["is larger than 4 MiB, which no file of fbsearch is"]
+    with pytest.raises(ConfigError, match="is larger than 4 MiB"):
+        load_study_file(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("where", ["", "space:\n"])
+def test_study_file_with_many_errors_names_the_first_and_counts_the_others(tmp_path: Path, where: str) -> None:
+    found = errors(tmp_path, where + "".join(f" key{number}: {{}}\n" for number in range(2000)))
+    assert len(found) == 21 and found[20] == "and 1,980 more errors"
+
+
+def test_study_file_value_in_a_message_is_cut(tmp_path: Path) -> None:
+    (message,) = errors(tmp_path, f"data: {{limit: {list(range(1000))}}}")
+    assert message.startswith("data.limit: ") and message.endswith("...") and len(message) < 300
+
+
+def test_study_file_control_characters_in_keys_are_escaped(tmp_path: Path) -> None:
+    name = '"\\e[31m\\u202e\\nb"'
+    found = errors(tmp_path, f"{name}: 1\nspace: {{{name}: {{low: 1, high: 2}}}}")
+    escaped = r"\x1b[31m\u202e\nb"
+    assert found[0].startswith(f"{escaped}: unknown key") and found[1].startswith(f"space.{escaped}: there is no such")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {base_channels: 4e9}",
+        "model: {base_channels: 4000000000}",
+        "data: {image_size: 1000000}",
+        "data: {max_pixels: 1000000000}",
+        "space: {1: {low: 1, high: 2}}",
+        "space: {train.learning_rate: {low: 1" + "0" * 90 + ", high: 2}}",
+        "space: {train.learning_rate: {low: -1e308, high: 1e308, step: 1e-300}}",
+        "space: {train.learning_rate: {low: 0, high: 1, step: 5e-324}}",
+        "search: {sampler: grid}\nspace: {train.epochs: {low: 1, high: 9999}, train.batch_size: {low: 2, high: 9999}}",
+    ],
+)
+def test_study_file_numbers_without_bounds_are_refused(tmp_path: Path, text: str) -> None:
+    assert errors(tmp_path, text)
+
+
 @pytest.mark.parametrize("content", [b"name: \xe4", b"\xff\xfe\x00", b"\x00\x01", b"name: a\x07b"])
 def test_study_file_that_is_no_text_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "study.yaml"
