@@ -3,8 +3,10 @@
 Shapes: H height, W width, C channels (1 grey, 3 RGB).
 """
 
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -13,11 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fbsearch.config.models import MAX_PIXELS
+from fbsearch.data.image_tree import FORMATS
 from fbsearch.errors import DataError
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+
+
+# The most pixels that all threads together decode at a time. A pixel takes up to 13 bytes on its way (RGBA on white).
+PIXELS_IN_FLIGHT = 2**26
 
 
 class Target(NamedTuple):
@@ -26,6 +34,31 @@ class Target(NamedTuple):
     side: int
     channels: int
     resize: bool
+
+
+class Budget:
+    """An amount that threads share: who asks for more than is left waits. One larger than all has it for itself."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._taken = total, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, amount: int) -> Iterator[None]:
+        """Hold `amount`, or all of it if that is less."""
+        amount = min(amount, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + amount <= self._total)
+            self._taken += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= amount
+                self._changed.notify_all()
+
+
+_pixels = Budget(PIXELS_IN_FLIGHT)
 
 
 def probe(folder: Path, names: Sequence[str], *, image_size: int | None, channels: int | None) -> tuple[Target, int]:
@@ -46,7 +79,7 @@ def probe(folder: Path, names: Sequence[str], *, image_size: int | None, channel
         warnings.simplefilter("ignore")  # of Pillow, about odd metadata and large images: real damage raises
         for name in names:
             try:
-                with Image.open(folder / name) as image:
+                with Image.open(folder / name, formats=FORMATS) as image:
                     first = first or (name, *image.size)
                     colour = channels is None and _is_colour(image)
             except Exception:  # the same file is decoded later, and named there
@@ -69,7 +102,7 @@ def _is_colour(image: Image.Image) -> bool:
     return bool((palette != palette[:, :1]).any())
 
 
-def decode_file(path: Path, target: Target, *, skip_broken: bool) -> Bytes | None:
+def decode_file(path: Path, target: Target, *, skip_broken: bool, max_pixels: int = MAX_PIXELS) -> Bytes | None:
     """Return the file's pixels, uint8 [side, side, channels]; with `skip_broken`, None for a broken image.
 
     Raise DataError for a file that cannot be opened, is broken, or has another size than a target without `resize`.
@@ -79,34 +112,39 @@ def decode_file(path: Path, target: Target, *, skip_broken: bool) -> Bytes | Non
     except OSError as error:  # a fault of the disk or the user, not of the image: never skipped
         raise DataError(f"data.root: cannot open {path} ({error.strerror}).") from error
     try:
-        image_HWC = decode_image(content, side=target.side if target.resize else None, channels=target.channels)
+        side = target.side if target.resize else None
+        image_HWC = decode_image(content, side=side, channels=target.channels, max_pixels=max_pixels)
     except MemoryError as error:  # never skipped either: the cache would remember it
         raise DataError(f"data.root: there is not enough memory to decode {path}.") from error
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
         if skip_broken:
             return None
         unknown = isinstance(error, UnidentifiedImageError)  # its text has a buffer's address
-        raise broken_image(path, "in no format that Pillow reads" if unknown else str(error)) from error
+        raise broken_image(path, f"in no format of {', '.join(FORMATS)}" if unknown else str(error)) from error
     if image_HWC.shape[:2] != (target.side, target.side):
         raise _size_error(path, image_HWC.shape, f"is not {target.side} x {target.side} as the first")
     return image_HWC
 
 
-def decode_image(content: bytes, *, side: int | None, channels: int) -> Bytes:
+def decode_image(content: bytes, *, side: int | None, channels: int, max_pixels: int = MAX_PIXELS) -> Bytes:
     """Decode an image file's bytes to uint8 [H, W, C], upright by its EXIF orientation.
 
     With `side`, the largest centred square is resized to it (bicubic, antialiased); None keeps the image's size. An
     animation gives its first frame. 16 bits keep their high byte, transparency becomes white, CMYK and palettes become
-    RGB; colour profiles are ignored. Raise Pillow's error for damaged content, ValueError for pixels without a known
-    range (float, integers beyond 16 bits).
+    RGB; colour profiles are ignored. Raise Pillow's error for damaged content, ValueError for more than `max_pixels`
+    and for pixels without a known range (float, integers beyond 16 bits).
     """
-    with Image.open(BytesIO(content)) as opened:
-        if side is not None:
-            opened.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
-        ImageOps.exif_transpose(opened, in_place=True)
-        image = _to_eight_bits(opened, mode="RGB" if channels == 3 else "L")
-    if side is not None and image.size != (side, side):
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    with Image.open(BytesIO(content), formats=FORMATS) as opened:
+        num_pixels = opened.width * opened.height
+        if num_pixels > max_pixels:
+            raise ValueError(f"it has {num_pixels:,} pixels, `data.max_pixels` is {max_pixels:,}")
+        with _pixels.take(num_pixels):
+            if side is not None:
+                opened.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+            ImageOps.exif_transpose(opened, in_place=True)
+            image = _to_eight_bits(opened, mode="RGB" if channels == 3 else "L")
+            if side is not None and image.size != (side, side):
+                image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 

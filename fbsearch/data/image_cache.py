@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import warnings
 import zlib
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from filelock import FileLock, Timeout
 
+from fbsearch.config.models import MAX_PIXELS
 from fbsearch.data.decode import Bytes, broken_image, decode_file, probe
 from fbsearch.data.image_tree import ImageFile, ImageFiles, Ints
 from fbsearch.errors import DataError
@@ -48,28 +50,56 @@ class DecodedImages:
     crc32: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The pixels that are wanted of files; None where the files decide."""
+
+    image_size: int | None
+    channels: int | None
+    max_pixels: int
+
+    def is_shape(self, shape: tuple[int, ...], *, num_files: int) -> bool:
+        """Return whether an array of this shape can be those pixels."""
+        return (
+            len(shape) == 4
+            and shape[0] == num_files
+            and shape[1] == shape[2]
+            and shape[1] == (self.image_size or shape[1])
+            and shape[3] == (self.channels or shape[3])
+            and shape[3] in (1, 3)
+        )
+
+
 def load_images(
-    files: ImageFiles, *, image_size: int | None, channels: int | None, skip_broken: bool, notice: ProgressCallback
+    files: ImageFiles,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    skip_broken: bool,
+    notice: ProgressCallback,
+    max_pixels: int = MAX_PIXELS,
 ) -> DecodedImages:
     """Return the pixels of `files`, uint8 [N, H, W, C] with H = W, from the cache or decoded into it.
 
     Args:
         image_size, channels: As in `decode.probe` and `decode.decode_image`.
         skip_broken: Leave zeros for files that cannot be decoded instead of raising.
+        max_pixels: Files of more pixels cannot be decoded.
         notice: Called with one-line texts about progress, about once a second.
 
     If several processes need the same images at once, one decodes and the others wait. Raise DataError for a broken
     image, sizes that differ while `image_size` is None, or a cache that cannot be written.
     """
-    key = _key(files, image_size=image_size, channels=channels)
-    decoded = _read_entry(cache_folder() / key, num_files=len(files.files), notice=notice)
+    wanted = Wanted(image_size=image_size, channels=channels, max_pixels=max_pixels)
+    key = _key(files, wanted)
+    decoded = _read_entry(cache_folder() / key, wanted, num_files=len(files.files), notice=notice)
     if decoded is None:
         waiting = f"another process is decoding {files.folder.name} images: waiting for it"
         with cache_lock(key, waiting=waiting, notice=notice) as folder:
-            decoded = _read_entry(folder / key, num_files=len(files.files), notice=notice)
+            decoded = _read_entry(folder / key, wanted, num_files=len(files.files), notice=notice)
             if decoded is None:
-                _build_entry(folder / key, files, (image_size, channels), skip_broken=skip_broken, notice=notice)
-                decoded = _read_entry(folder / key, num_files=len(files.files), notice=notice)
+                _build_entry(folder / key, files, wanted, skip_broken=skip_broken, notice=notice)
+                decoded = _read_entry(folder / key, wanted, num_files=len(files.files), notice=notice)
     assert decoded is not None, "an entry that was just written must be readable"
     if len(decoded.broken_M) and not skip_broken:
         first = files.files[decoded.broken_M[0]]
@@ -109,29 +139,45 @@ def _cache_error(folder: Path, error: OSError) -> DataError:
     )
 
 
-def _key(files: ImageFiles, *, image_size: int | None, channels: int | None) -> str:
-    parts = [FORMAT_VERSION, str(files.folder), image_size, channels, files.files]
+def _key(files: ImageFiles, wanted: Wanted) -> str:
+    parts = [FORMAT_VERSION, str(files.folder), wanted.image_size, wanted.channels, wanted.max_pixels, files.files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _read_entry(entry: Path, *, num_files: int, notice: ProgressCallback) -> DecodedImages | None:
+def _read_entry(entry: Path, wanted: Wanted, *, num_files: int, notice: ProgressCallback) -> DecodedImages | None:
     """Return the entry's images, mapped into memory; None if the entry does not exist or is damaged."""
     if not os.path.exists(entry):  # noqa: PTH110 (Path.exists raises if the cache may not be entered)
         return None
     try:
+        _check_owner(entry)
         index = json.loads((entry / "entry.json").read_bytes())
-        images_NHWC = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
-        whole = images_NHWC.dtype == np.uint8 and images_NHWC.ndim == 4 and len(images_NHWC) == num_files
+        images_NHWC = np.lib.format.open_memmap(entry / "images.npy", mode="r")  # never a zip file, never a pickle
+        broken_M = np.array(index["broken"], dtype=np.int64)
+        whole = images_NHWC.dtype == np.uint8 and images_NHWC.flags.c_contiguous
+        whole = whole and wanted.is_shape(images_NHWC.shape, num_files=num_files)
+        whole = whole and bool(np.isin(broken_M, np.arange(num_files)).all()) and broken_M.ndim == 1
         if whole and zlib.crc32(images_NHWC.data) == index["crc32"]:
-            return DecodedImages(images_NHWC, np.array(index["broken"], dtype=np.int64), index["crc32"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        pass  # all kinds of damage have the same remedy
+            return DecodedImages(images_NHWC, broken_M, index["crc32"])
+    except DataError:
+        raise
+    except Exception:  # damage makes the readers raise almost anything, and has always the same remedy
+        pass
     notice(f"the cache entry {entry} is damaged: decoding again")
     return None
 
 
+def _check_owner(entry: Path) -> None:
+    """Raise DataError for an entry that anybody could have put there: pixels decide what is searched and found."""
+    folder, found = entry.parent.stat(), entry.lstat()
+    if folder.st_mode & stat.S_IWOTH and found.st_uid not in (0, folder.st_uid, os.geteuid()):
+        raise DataError(
+            f"{entry} is another user's, in a cache folder where everybody may write. "
+            "Set the environment variable FBSEARCH_CACHE to a folder of your own or of your group."
+        )
+
+
 def _build_entry(
-    entry: Path, files: ImageFiles, shape: tuple[int | None, int | None], *, skip_broken: bool, notice: ProgressCallback
+    entry: Path, files: ImageFiles, wanted: Wanted, *, skip_broken: bool, notice: ProgressCallback
 ) -> None:
     """Decode into `<entry>.partial` and rename it: a kill at any moment leaves either no entry or a complete one.
 
@@ -143,7 +189,7 @@ def _build_entry(
         partial.mkdir()
         with (partial / "images.npy").open("wb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about odd metadata and palettes: real damage raises
-            index = _write_images(file, files, shape, skip_broken=skip_broken, notice=notice)
+            index = _write_images(file, files, wanted, skip_broken=skip_broken, notice=notice)
             file.flush()
             os.fsync(file.fileno())
         with (partial / "entry.json").open("w", encoding="utf-8") as file:
@@ -162,21 +208,22 @@ def _build_entry(
 def _write_images(
     out: BinaryIO,
     files: ImageFiles,
-    shape: tuple[int | None, int | None],
+    wanted: Wanted,
     *,
     skip_broken: bool,
     notice: ProgressCallback,
 ) -> dict[str, Any]:
     """Write all images as one .npy, batch by batch; return their checksum and the rows of broken ones."""
     names = [file.name for file in files.files]
-    target, pixels = probe(files.folder, names, image_size=shape[0], channels=shape[1])
+    target, pixels = probe(files.folder, names, image_size=wanted.image_size, channels=wanted.channels)
     row_shape = (target.side, target.side, target.channels)
     num_files = len(files.files)
     header = {"descr": "|u1", "fortran_order": False, "shape": (num_files, *row_shape)}
     np.lib.format.write_array_header_1_0(out, header)
 
     def decode(file: ImageFile) -> Bytes | None:
-        return decode_file(files.folder / file.name, target, skip_broken=skip_broken)
+        path = files.folder / file.name
+        return decode_file(path, target, skip_broken=skip_broken, max_pixels=wanted.max_pixels)
 
     checksum, broken = 0, []
     last_notice = time.monotonic()

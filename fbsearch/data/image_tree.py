@@ -17,6 +17,10 @@ from fbsearch.errors import DataError
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
+PARTS = ("train", "val", "test")
+# The formats that are read, the commonest first. Pillow has more: for one it starts Ghostscript, the others are rare.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "TGA")
+
 
 class ImageFile(NamedTuple):
     """An image file; `name` is relative to its part of the tree, such as `cat/0001.jpg`."""
@@ -52,10 +56,13 @@ class ImageTree:
 def scan_tree(root: str) -> ImageTree:
     """Find the images of `root/train/<class>/**` and, if they exist, of `root/val` and `root/test`.
 
-    A relative root starts at the current directory. Skip hidden files and folders and files without an extension that
-    Pillow reads. Raise DataError if `root` has another structure.
+    A relative root starts at the current directory. Skip hidden files and folders and files without an extension of
+    FORMATS. Raise DataError if `root` has another structure.
     """
-    top = Path(root).expanduser().resolve()
+    try:
+        top = Path(root).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:  # ~ of a user who is not there; a path with a zero byte
+        raise DataError(f"data.root: {root!r} cannot be used: {error}") from None
     if not _is_folder(top):
         raise DataError(
             f"data.root: there is no folder {top}, or it may not be opened. It must hold train/<class>/<images>."
@@ -69,16 +76,12 @@ def scan_tree(root: str) -> ImageTree:
         raise DataError(
             f"data.root: {top / 'train'} holds {found}. It needs a folder of images for each of at least two classes."
         )
-    Image.preinit()  # tries the common formats first, which takes a third off the time to open a JPEG
-    extensions = frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-    train, val, test = (
-        _scan_part(top / part, class_names=names, extensions=extensions) for part in ("train", "val", "test")
-    )
+    train, val, test = (_scan_part(top / part, class_names=names) for part in PARTS)
     assert train is not None
     return ImageTree(class_names=tuple(names), train=train, val=val, test=test)
 
 
-def _scan_part(folder: Path, *, class_names: list[str], extensions: frozenset[str]) -> ImageFiles | None:
+def _scan_part(folder: Path, *, class_names: list[str]) -> ImageFiles | None:
     """Return the images of one part; None if its folder does not exist."""
     if not _is_folder(folder):
         return None
@@ -93,10 +96,10 @@ def _scan_part(folder: Path, *, class_names: list[str], extensions: frozenset[st
     files: list[ImageFile] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
-        found = sorted(_images_in(folder / name, prefix=name, extensions=extensions))
+        found = sorted(_images_in(folder / name, part=folder))
         if not found:
             raise DataError(
-                f"data.root: the class folder {folder / name} holds no images that Pillow reads. "
+                f"data.root: the class folder {folder / name} holds no images ({', '.join(FORMATS)}). "
                 f"Fill it, or remove it everywhere under {folder.parent}."
             )
         files += found
@@ -116,18 +119,34 @@ def _folders_in(folder: Path) -> list[str]:
         raise DataError(f"data.root: cannot list {folder} ({error.strerror}).") from error
 
 
-def _images_in(folder: Path, *, prefix: str, extensions: frozenset[str]) -> Iterator[ImageFile]:
-    """Yield every image file under `folder`, in no order. Do not follow links to folders: they could form a loop."""
+def _images_in(folder: Path, *, part: Path) -> Iterator[ImageFile]:
+    """Yield every image file under a class folder, in no order."""
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = f"{prefix}/{entry.name}"
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _images_in(folder / entry.name, prefix=name, extensions=extensions)
-                elif os.path.splitext(entry.name)[1].lower() in extensions and entry.is_file():  # noqa: PTH122
-                    status = entry.stat()
-                    yield ImageFile(name, status.st_size, status.st_mtime_ns)
+        for entry in walk_images(folder):
+            status = entry.stat()
+            yield ImageFile(entry.path[len(str(part)) + 1 :], status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise DataError(f"data.root: cannot list {folder} ({error.strerror}).") from error
+        raise DataError(f"data.root: cannot list {error.filename or folder} ({error.strerror}).") from error
+
+
+def walk_images(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield every file with an extension of FORMATS below a folder, in no order; pass over what is hidden."""
+    extensions = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
+    for entry in walk(folder, with_hidden=False):
+        if os.path.splitext(entry.name)[1].lower() in extensions and entry.is_file():  # noqa: PTH122
+            yield entry
+
+
+def walk(folder: Path, *, with_hidden: bool) -> Iterator[os.DirEntry[str]]:
+    """Yield everything below a folder, at any depth, in no order. Links to folders are not followed: they could loop.
+
+    Raise OSError for a folder that cannot be listed.
+    """
+    folders = [str(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if with_hidden or not entry.name.startswith("."):
+                    yield entry
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)

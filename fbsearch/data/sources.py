@@ -157,7 +157,12 @@ def _read_folder(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
 
     def load(files: ImageFiles, channels: int | None) -> HostSplit:
         decoded = load_images(
-            files, image_size=config.image_size, channels=channels, skip_broken=config.skip_broken, notice=notice
+            files,
+            image_size=config.image_size,
+            channels=channels,
+            skip_broken=config.skip_broken,
+            max_pixels=config.max_pixels,
+            notice=notice,
         )
         checksums.append((decoded.crc32, files.labels_N))
         broken.extend(str(files.folder / files.files[row].name) for row in decoded.broken_M)

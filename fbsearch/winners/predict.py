@@ -3,7 +3,6 @@
 Shapes: N images, B images of a batch, C channels, H height, W width, K classes.
 """
 
-import os
 import statistics
 import time
 import warnings
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor, nn
 
 from fbsearch.data.dataset import Dataset, Split
 from fbsearch.data.decode import Bytes, decode_image
-from fbsearch.data.image_tree import Ints
+from fbsearch.data.image_tree import FORMATS, Ints, walk_images
 from fbsearch.errors import DataError
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import choose_dtype
@@ -159,22 +158,20 @@ class Answer:
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """Return the files among `paths` and the images below the folders among them, sorted within each folder.
 
-    In folders, hidden files and files without an extension that Pillow reads are left out. A path that does not exist
-    is kept, so that opening it names it. Raises DataError for a folder without images.
+    In folders, hidden files and files without an image's extension are left out. A path that does not exist is kept, so
+    that opening it names it. Raises DataError for a folder without images.
     """
-    extensions = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        inside: list[Path] = []
-        for folder, names, files in os.walk(path):
-            names[:] = [name for name in names if not name.startswith(".")]
-            inside += [Path(folder, name) for name in files if not name.startswith(".")]
-        inside = sorted(file for file in inside if file.suffix.lower() in extensions)
+        try:
+            inside = sorted(Path(entry.path) for entry in walk_images(path))
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from None
         if not inside:
-            raise DataError(f"{path}: there is no image that Pillow reads in this folder")
+            raise DataError(f"{path}: there is no image ({', '.join(FORMATS)}) in this folder")
         found += inside
     return found
 
@@ -219,8 +216,12 @@ def _read_image(path: Path, model: TrainedModel) -> Bytes | str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be decoded raises
             # torch warns of pixels that may not be written to, as Pillow's are: copy them.
-            return decode_image(content, side=model.card.image_size, channels=model.card.in_channels).copy()
+            card = model.card
+            image_HWC = decode_image(
+                content, side=card.image_size, channels=card.in_channels, max_pixels=card.data.max_pixels
+            )
+            return image_HWC.copy()
     except UnidentifiedImageError:
-        return "cannot be read: in no format that Pillow reads"  # Pillow's own text has the address of a buffer
+        return f"cannot be read: in no format of {', '.join(FORMATS)}"  # Pillow's own text has the address of a buffer
     except Exception as error:  # a damaged file may raise anything in Pillow's readers
         return f"cannot be read: {error}"

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 
@@ -19,7 +21,7 @@ from PIL import Image, ImageOps
 
 from fbsearch.config.models import DataConfig
 from fbsearch.data.dataset import Dataset, Split, load_dataset
-from fbsearch.data.decode import decode_image
+from fbsearch.data.decode import Budget, decode_image
 from fbsearch.errors import DataError
 
 CIFAR_ZIP = Path(__file__).parents[3] / "shared" / "data" / "cifar10-images.zip"
@@ -220,6 +222,17 @@ def test_decode_crops_around_the_centre(tmp_path):
     assert np.abs(image_HWC[:, 1:-1] - 50.0).max() <= 3  # the filter sees a little beyond the crop's edge
 
 
+def test_folder_nested_deeper_than_python_calls_is_read(make_tree):
+    tree = make_tree(train={"a": 3, "b": 3})
+    deep = tree / "train" / "a"
+    for _ in range(1200):
+        deep /= "d"
+        deep.mkdir()
+    (tree / "train" / "a" / "0000.png").rename(deep / "0000.png")
+    info = load_dataset(folder_config(tree)).info
+    assert info.num_train + info.num_val == 6
+
+
 # ----------------------------------------------------------------------------------------------------- bad trees
 
 
@@ -315,6 +328,41 @@ def test_broken_image_is_named(make_tree, how, end):
         load_dataset(folder_config(tree))
 
 
+def test_postscript_that_is_called_an_image_starts_no_ghostscript(make_tree, tmp_path, monkeypatch, photos):
+    tree = make_tree(train={"a": 3, "b": 3})
+    photos[0].resize((20, 20)).save(tree / "train" / "b" / "0001.png", format="EPS")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"0001.png is a broken image \(in no format of JPEG, PNG, "):
+        load_dataset(folder_config(tree))
+    assert not (tmp_path / "started").exists()
+
+
+def test_image_of_too_many_pixels_is_broken_before_it_is_decoded(make_tree):
+    tree = make_tree(train={"a": 3, "b": 3})
+    Image.new("1", (13_300, 13_300)).save(tree / "train" / "b" / "0001.png")
+    for limit, pixels in ((100_000_000, "100,000,000"), (399, "399")):
+        with pytest.raises(DataError, match=rf"broken image \(it has [\d,]+ pixels, `data.max_pixels` is {pixels}\)"):
+            load_dataset(folder_config(tree, max_pixels=limit))
+    assert load_dataset(folder_config(tree, skip_broken=True)).info.num_broken == 1
+
+
+def test_budget_is_never_exceeded_and_a_larger_piece_is_alone():
+    budget, held, most = Budget(10), [], []
+
+    def work(amount: int) -> None:
+        with budget.take(amount):
+            held.append(amount)
+            most.append(sum(held))
+            time.sleep(0.001)
+            held.remove(amount)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [3, 4, 30, 2, 5, 10, 1, 6] * 8))
+    assert all(total <= 10 or total == 30 for total in most) and held == []
+
+
 def test_broken_images_are_skipped_and_counted_if_wanted(make_tree):
     tree = make_tree(train={"a": 4, "b": 4}, test={"a": 2, "b": 2})
     whole = load_dataset(folder_config(tree, seed=3))
@@ -385,6 +433,58 @@ def test_cache_that_is_damaged_is_built_anew(make_tree, cache, damage):
     assert same_data(data, truth)
     assert "is damaged: decoding again" in messages[0] and messages[-1] == "decoded 6 train images"
     assert load_and_listen(config)[1] == []
+
+
+def craft_npy(path: Path, header: str) -> None:
+    path.write_bytes(
+        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(9 * 16 * 16 * 3)
+    )
+
+
+@pytest.mark.parametrize(
+    "how", ["npz", "pickle", "fortran", "shape", "channels", "many", "huge", "header", "row", "far_row", "deep"]
+)
+def test_cache_entry_that_was_crafted_is_built_anew(make_tree, cache, how):
+    config = folder_config(make_tree(train={"a": 3, "b": 3}))
+    truth, _ = load_and_listen(config)
+    images, index = next(cache.glob("*/images.npy")), next(cache.glob("*/entry.json"))
+    pixels_NHWC = np.load(images)
+    headers = {
+        "huge": "{'descr': '|u1', 'fortran_order': False, 'shape': (6, 1000000000000, 1000000000000, 3)}",
+        "header": "{'descr': " + "(" * 5000 + "}",
+        "many": "{'descr': '|u1', 'fortran_order': False, 'shape': (7, 16, 16, 3)}",
+    }
+    others = {
+        "fortran": np.asfortranarray(pixels_NHWC),
+        "shape": np.zeros((6, 8, 8, 3), np.uint8),
+        "channels": np.zeros((6, 16, 16, 2), np.uint8),
+        "pickle": np.full((6, 16, 16, 3), None),
+    }
+    broken = {"row": "[6]", "far_row": "[1" + "0" * 30 + "]", "deep": "[" * 100_000}
+    if how == "npz":
+        with images.open("wb") as file:
+            np.savez(file, pixels_NHWC)
+    elif how in headers:
+        craft_npy(images, headers[how])
+    elif how in others:
+        np.save(images, others[how])
+        index.write_text(json.dumps({"crc32": zlib.crc32(others[how].tobytes()), "broken": []}))
+    else:
+        index.write_text(f'{{"crc32": {zlib.crc32(pixels_NHWC.data)}, "broken": {broken[how]}}}')
+    data, messages = load_and_listen(config)
+    assert same_data(data, truth)
+    assert "is damaged: decoding again" in messages[0] and messages[-1] == "decoded 6 train images"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_cache_entry_of_another_user_counts_only_where_not_everybody_may_write(make_tree, cache):
+    config = folder_config(make_tree(train={"a": 3, "b": 3}))
+    load_dataset(config)
+    os.chown(next(path for path in cache.iterdir() if path.is_dir()), 12345, 12345)
+    assert load_and_listen(config)[1] == []
+    cache.chmod(0o1777)
+    with pytest.raises(DataError, match=r"is another user's, in a cache folder where everybody.*FBSEARCH_CACHE"):
+        load_dataset(config)
 
 
 def test_cache_that_cannot_be_written_says_what_to_do(make_tree, tmp_path, monkeypatch):
