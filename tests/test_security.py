@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fbsearch.config.models import DataConfig, TrainConfig
-from fbsearch.config.study_file import check_paths
+from fbsearch.data.untrusted import check_paths
 from fbsearch.errors import ConfigError
 
 SECRET = "geheim-4711"
@@ -44,14 +44,28 @@ def test_check_paths_that_leave_are_refused(here: Path, value: str) -> None:
             check_paths(Path("s.yaml"), data=data, train=train)
 
 
-@pytest.mark.parametrize("link", ["data/train", "data/train/cats", "data/train/cats/a.png"])
+@pytest.mark.parametrize(
+    "link", ["data/train", "data/train/cats", "data/train/cats/a.png", "data/train/cats/1/2/3/4/a.png", "data/val/1/.2"]
+)
 def test_check_paths_links_out_of_an_image_tree_are_refused(here: Path, link: str) -> None:
     path = here / link
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         path.rename(here / "aside")
     path.symlink_to(here.parent / "outside" / ("a.png" if link.endswith("png") else ""))
     with pytest.raises(ConfigError, match="leaves the current folder"):
         check_paths(Path("s.yaml"), data=DataConfig(name="folder", root="data"), train=TrainConfig())
+
+
+def test_check_paths_follows_links_to_folders_inside_and_out_of_them(here: Path) -> None:
+    (here / "data" / "val").symlink_to(here / "elsewhere")
+    (here / "elsewhere" / "cats").mkdir(parents=True)
+    (here / "elsewhere" / "cats" / "circle").symlink_to(here / "elsewhere")
+    data = DataConfig(name="folder", root="data")
+    check_paths(Path("s.yaml"), data=data, train=TrainConfig())
+    (here / "elsewhere" / "cats" / "a.png").symlink_to(here.parent / "outside" / "a.png")
+    with pytest.raises(ConfigError, match=r"leaves the current folder through .*elsewhere/cats/a.png"):
+        check_paths(Path("s.yaml"), data=data, train=TrainConfig())
 
 
 def fbsearch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -108,12 +108,14 @@ def run(
 
 def _load_config(study_file: Path | None, *, name: str | None, seed: int | None, untrusted: bool) -> "StudyConfig":
     """Return the study file's configuration, or the default study's, with the name and the seed of the options."""
-    from fbsearch.config.study_file import MAX_NAME, StudyConfig, check_paths, load_study_file
+    from fbsearch.config.study_file import MAX_NAME, StudyConfig, load_study_file
 
     if name is not None and not 1 <= len(name) <= MAX_NAME:
         raise typer.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--name")
     config = StudyConfig() if study_file is None else load_study_file(study_file)
     if untrusted and study_file is not None:
+        from fbsearch.data.untrusted import check_paths
+
         check_paths(study_file, data=config.data, train=config.train)
     if config.train.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("train.tensorboard: needs TensorBoard: pip install 'fbsearch[tensorboard]'")
@@ -220,10 +222,12 @@ def validate(
     study_file: Annotated[Path, typer.Argument(help="The study file to check.")], untrusted: Untrusted = False
 ) -> None:
     """Check a study file, build every corner of its space on torch's meta device, and read the images it names."""
-    from fbsearch.config.study_file import check_paths, load_study_file
+    from fbsearch.config.study_file import load_study_file
 
     config = load_study_file(study_file)
     if untrusted:
+        from fbsearch.data.untrusted import check_paths
+
         check_paths(study_file, data=config.data, train=config.train)
     from fbsearch.data.sources import peek_shape
     from fbsearch.data.summary import summarise

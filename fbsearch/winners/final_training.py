@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fbsearch.config.choices import BaselineRecipe
 from fbsearch.config.export_file import load_export
-from fbsearch.config.study_file import check_paths
+from fbsearch.data.untrusted import check_paths
 from fbsearch.training import distributed
 from fbsearch.winners.baselines import Baselines
 from fbsearch.winners.comparison import compare, write_comparison
