@@ -18,11 +18,12 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fbsearch.config.export_file import Export, ExportedConfig, load_export
 from fbsearch.config.yaml_format import read_yaml, to_yaml, validate_content
 from fbsearch.data.dataset import normalise
-from fbsearch.errors import ConfigError
+from fbsearch.errors import ConfigError, printable
 from fbsearch.files import write_whole
 from fbsearch.network.model import FractalBrainNet
 
@@ -43,7 +44,7 @@ class ModelCard(ExportedConfig):
     keep_validation: bool
     class_names: Annotated[tuple[str, ...], Field(strict=False)]
     mean: Annotated[tuple[float, ...], Field(strict=False)]
-    std: Annotated[tuple[float, ...], Field(strict=False)]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +93,43 @@ def load_model(path: Path, *, device: torch.device | str = "cpu") -> TrainedMode
     card = load_card(folder / CARD_NAME)
     try:
         weights = safetensors.torch.load_file(weights_path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:  # KeyError: a type unknown to torch
         raise ConfigError(
             f"{weights_path}: is no safetensors file, cut off or damaged ({error}); `fbsearch train` writes it anew "
             f"once {folder} is deleted"
         ) from None
-    net = build_net(card)
+    net = _build_within(card, sum(value.numel() for value in weights.values()), folder)
     check_weights(weights_path, weights, net)
     net.load_state_dict(weights)
     return TrainedModel(folder, card, net.to(device).eval())
+
+
+class _Allowance(TorchFunctionMode):
+    """Raise MemoryError once `num_values` values have been allocated by torch.empty, as the layers of a network do it.
+
+    The meta device would tell a network's size too, but takes seconds to load.
+    """
+
+    def __init__(self, num_values: int) -> None:
+        super().__init__()
+        self._left = num_values
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.empty:
+            self._left -= result.numel()
+            if self._left < 0:
+                raise MemoryError("more parameters than there are weights")
+        return result
+
+
+def _build_within(card: ModelCard, num_values: int, folder: Path) -> FractalBrainNet:
+    """Build the card's network. ConfigError where it has far more parameters than `num_values`, the file's weights."""
+    try:
+        with _Allowance(2 * num_values + 2**20):
+            return build_net(card)
+    except (MemoryError, RuntimeError) as error:  # RuntimeError: torch could not allocate them
+        raise ConfigError(f"{folder}: {CARD_NAME} and {WEIGHTS_NAME} do not belong together: {error}") from None
 
 
 def _explain_missing(folder: Path) -> str:
@@ -151,9 +180,11 @@ def check_weights(path: Path, weights: Mapping[str, Any], net: nn.Module) -> Non
         if name not in weights:
             fault = f"has no {name}"
         elif name not in expected:
-            fault = f"has {name}, which this network does not have"
+            fault = f"has {printable(name)}, which this network does not have"
         elif not isinstance(weights[name], Tensor) or weights[name].shape != expected[name].shape:
             fault = f"{name} has shape {list(getattr(weights[name], 'shape', []))}, not {list(expected[name].shape)}"
+        elif not torch.can_cast(weights[name].dtype, expected[name].dtype):
+            fault = f"{name} is {weights[name].dtype}, not {expected[name].dtype}"
         else:
             continue
         raise ConfigError(f"{path}: belongs to another network than the configuration beside it: {fault}")

@@ -146,14 +146,20 @@ def _read_state(run: Run, net: nn.Module, device: torch.device) -> tuple[TrainSt
     if not path.exists():
         return None, []
     content = load_state(path, keys=("settings", "device", "history", "state"))
-    compare_settings(run, json.loads(content["settings"]), path)
+    try:
+        settings = json.loads(content["settings"])
+        history = [EpochStats(**one) for one in content["history"]]
+        weights = content["state"]["model"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: is damaged ({error}); delete it to train this seed from its first epoch") from None
+    compare_settings(run, settings, path)
     if content["device"] != device.type:
         raise ConfigError(
             f"{path}: was started on {content['device']}: continue with --device {content['device']}, or delete it to "
             "start again"
         )
-    check_weights(path, content["state"]["model"], net)
-    return content["state"], [EpochStats(**one) for one in content["history"]]
+    check_weights(path, weights, net)
+    return content["state"], history
 
 
 @contextmanager

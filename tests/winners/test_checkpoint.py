@@ -1,5 +1,6 @@
 """Networks on disk: what is written is read back to the last bit, and what is damaged or another's is refused."""
 
+import json
 import pickle
 import resource
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fbsearch.config.choices import ModelFormat
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
@@ -98,6 +100,11 @@ def test_model_weights_of_another_network_are_named(model: TrainedModel) -> None
         ("seed: 4", "seed: four", "seed: input should be a valid integer, found 'four'"),
         ("mean: [0.3]", "mean: [0.3, 0.3]", "mean: has 2 entries, this network needs 1"),
         ("study: digits", "study: [", "not YAML"),
+        ("std: [0.37]", "std: [0]", "std.0: input should be greater than 0"),
+        ("num_classes: 10", "num_classes: 1000000000000", "num_classes: input should be less than or equal to"),
+        ("image_size: 8", "image_size: -1", "image_size: input should be greater than or equal to 1"),
+        ("base_channels: 8", "base_channels: 4096", "do not belong together: more parameters than there are weights"),
+        ("in_channels: 1\n", "in_channels: 1024\n", "mean: has 1 entries, this network needs 1024"),
     ],
 )
 def test_model_card_that_cannot_be_used_says_why(model: TrainedModel, before: str, after: str, said: str) -> None:
@@ -107,7 +114,33 @@ def test_model_card_that_cannot_be_used_says_why(model: TrainedModel, before: st
     path.write_text(text.replace(before, after))
     with pytest.raises(ConfigError) as caught:
         load_model(model.folder)
-    assert said in str(caught.value) and str(path) in str(caught.value)
+    assert said in str(caught.value) and str(path.parent) in str(caught.value)
+
+
+def write_weights(path: Path, header: dict[str, Any], num_bytes: int) -> None:
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(num_bytes))
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F8_E8M0", "C64", "BOOL", "X"])
+def test_model_weights_of_a_strange_type_are_refused(model: TrainedModel, dtype: str) -> None:
+    path = model.folder / "model.safetensors"
+    name, shape = "classifier.1.bias", [8]
+    size = {"F4": 4, "C64": 64}.get(dtype, 8)
+    write_weights(path, {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}, size)
+    with pytest.raises(ConfigError, match=r"model.safetensors: (is no safetensors file|belongs to another network)"):
+        load_model(model.folder)
+
+
+def test_model_weights_that_are_complex_or_have_a_strange_name_are_named(model: TrainedModel) -> None:
+    weights = {name: value.contiguous() for name, value in model.net.state_dict().items()}
+    path = model.folder / "model.safetensors"
+    save_file(weights | {"a\x1b[31m\nb": torch.zeros(1)}, path)
+    with pytest.raises(ConfigError, match=r"has a\\x1b\[31m\\nb, which this network does not have"):
+        load_model(model.folder)
+    save_file(weights | {"classifier.1.bias": torch.zeros(8, dtype=torch.complex64)}, path)
+    with pytest.raises(ConfigError, match=r"classifier.1.bias is torch.complex64, not torch.float32"):
+        load_model(model.folder)
 
 
 def test_model_that_is_not_there_says_what_is(tmp_path: Path, model: TrainedModel) -> None:
