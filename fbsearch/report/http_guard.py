@@ -8,7 +8,6 @@ A WSGI middleware and its server. It protects against:
 """
 
 import base64
-import binascii
 import contextlib
 import hmac
 import ipaddress
@@ -109,7 +108,7 @@ def _has_token(authorization: str, token: str) -> bool:
         return False
     try:
         _, _, password = base64.b64decode(credentials, validate=True).partition(b":")
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one, and so is what is not ASCII
         return False
     return hmac.compare_digest(password, token.encode())
 
