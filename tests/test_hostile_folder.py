@@ -10,8 +10,8 @@ import pytest
 from fbsearch.workers.executor import num_gpus
 
 PROGRAM = Path(sys.executable).with_name("fbsearch")
-# Without -P, Python itself finds these in the current folder before the first line of a program that -m names.
-BEFORE_US = {"contextlib", "functools", "types", "warnings", "collections", "keyword", "operator", "reprlib", "enum"}
+# What Python and the package's __init__ import before the first line of __main__: without -P from the current folder.
+BEFORE_US = "import sys, runpy, importlib.util, typing; print(*sys.modules)"
 PACKAGES = ("torch", "numpy", "optuna", "yaml", "rich", "typer", "pydantic", "PIL", "plotly", "safetensors", "filelock")
 SMALL = """
 name: small
@@ -34,7 +34,8 @@ def folder(tmp_path: Path, marker: Path) -> Path:
     """A study file among Python files that have the names of modules, and tell when they are executed."""
     folder = tmp_path / "theirs"
     folder.mkdir()
-    for name in {*sys.stdlib_module_names, *PACKAGES} - BEFORE_US:
+    before_us = subprocess.run([sys.executable, "-c", BEFORE_US], capture_output=True, text=True, check=True).stdout
+    for name in {*sys.stdlib_module_names, *PACKAGES} - set(before_us.split()):
         (folder / f"{name}.py").write_text(f"open({str(marker)!r}, 'a').write(__file__ + chr(10))\nraise ImportError\n")
     (folder / "small.yaml").write_text(SMALL)
     return folder
