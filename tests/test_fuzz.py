@@ -16,6 +16,7 @@ BROKE: dict[str, list[bytes]] = {
         b"a: !!bool abc",
         b"a: " + b"[" * 5000,
         b"a: &a [*a]",
+        b"a: !!map 03",
         b"space: {1: {low: 1, high: 2}}",
         b"space: {train.learning_rate: {low: -1e308, high: 1e308, step: 1e-300}}",
         b"space: {train.learning_rate: {low: 1" + b"0" * 400 + b", high: 2}}",

@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # `!!map 3` is none
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in seen:
                     problem = f"the key {key_node.value!r} stands there twice"
