@@ -60,6 +60,13 @@ def test_commands_in_a_hostile_folder_execute_nothing_of_it(folder: Path, marker
 
 
 @pytest.mark.slow
+def test_ray_in_a_hostile_folder_executes_nothing_of_it(folder: Path, marker: Path) -> None:
+    pytest.importorskip("ray")
+    run(folder, PROGRAM, "run", "small.yaml", "--trials", "1", "--ray", "local", "--workers", "1", "--device", "cpu")
+    assert not marker.exists(), marker.read_text()
+
+
+@pytest.mark.slow
 def test_probe_for_gpus_in_a_hostile_folder_executes_nothing_of_it(
     folder: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

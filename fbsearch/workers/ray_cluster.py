@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 from fbsearch.config.models import DataConfig
@@ -68,7 +69,21 @@ def _start_local(workers: int | None) -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     import ray
 
-    ray.init("local", num_cpus=workers or num_cpus(), object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder, **QUIET)
+    size = {"num_cpus": workers or num_cpus(), "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init("local", job_config=_job_config(), _temp_dir=folder, **size, **QUIET)
+
+
+def _job_config() -> Any:
+    """Return a configuration whose workers find no modules in the current folder; Ray would put it in front."""
+    from ray.job_config import JobConfig
+
+    class NoPaths(list[str]):
+        def extend(self, paths: Iterable[str]) -> None:
+            pass
+
+    config = JobConfig()
+    config._py_driver_sys_path = NoPaths()
+    return config
 
 
 def _connect(address: str) -> None:
@@ -94,7 +109,7 @@ def _connect(address: str) -> None:
         raise DeviceError(f"--ray {address}: cannot connect ({reason}). {WAY_OUT}")
     import ray
 
-    ray.init(address, **QUIET)
+    ray.init(address, job_config=_job_config(), **QUIET)
 
 
 def _knock(address: str) -> None:
