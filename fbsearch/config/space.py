@@ -60,7 +60,7 @@ def format_value(value: Any) -> str:
 def _check_number(value: Any) -> int | float:
     """Return a finite number as it is: an integer stays one, so that 8 is not written as 8.0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_NUMBER:
-        raise ValueError(f"must be a number between {-MAX_NUMBER:g} and {MAX_NUMBER:g}")
+        raise ValueError(f"must be a finite number between {-MAX_NUMBER:g} and {MAX_NUMBER:g}")
     return value
 
 
