@@ -59,10 +59,7 @@ def scan_tree(root: str) -> ImageTree:
     A relative root starts at the current directory. Skip hidden files and folders and files without an extension of
     FORMATS. Raise DataError if `root` has another structure.
     """
-    try:
-        top = Path(root).expanduser().resolve()
-    except (RuntimeError, ValueError) as error:  # ~ of a user who is not there; a path with a zero byte
-        raise DataError(f"data.root: {root!r} cannot be used: {error}") from None
+    top = resolve_root(root)
     if not _is_folder(top):
         raise DataError(
             f"data.root: there is no folder {top}, or it may not be opened. It must hold train/<class>/<images>."
@@ -79,6 +76,14 @@ def scan_tree(root: str) -> ImageTree:
     train, val, test = (_scan_part(top / part, class_names=names) for part in PARTS)
     assert train is not None
     return ImageTree(class_names=tuple(names), train=train, val=val, test=test)
+
+
+def resolve_root(root: str) -> Path:
+    """Return the absolute path of `data.root`. Raise DataError for ~ of nobody, links in a circle and zero bytes."""
+    try:
+        return Path(root).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"data.root: {root!r} cannot be used: {error}") from None
 
 
 def _scan_part(folder: Path, *, class_names: list[str]) -> ImageFiles | None:

@@ -16,7 +16,7 @@ import numpy as np
 from fbsearch.config.models import DataConfig
 from fbsearch.data.decode import Bytes, probe
 from fbsearch.data.image_cache import ProgressCallback, cache_lock, load_images
-from fbsearch.data.image_tree import ImageFiles, ImageTree, Ints, scan_tree
+from fbsearch.data.image_tree import ImageFiles, ImageTree, Ints, resolve_root, scan_tree
 from fbsearch.data.split import choose_training, choose_validation, draw_stratified
 from fbsearch.errors import DataError
 from fbsearch.messages import ImageShape
@@ -206,7 +206,7 @@ def _read_torchvision(config: DataConfig, *, notice: ProgressCallback) -> HostDa
     """Read one of torchvision's data sets, downloaded to `config.root` if absent."""
     from torchvision import datasets  # takes seconds to import
 
-    root = Path(config.root).expanduser().resolve()
+    root = resolve_root(config.root)
     kind = getattr(datasets, TORCHVISION[config.name][0])
     notice(f"looking for {config.name} in {root}; if it is not there, it is downloaded")
     waiting = f"another process may be downloading {config.name}: waiting for it"

@@ -242,6 +242,15 @@ def test_folder_that_is_not_there_is_refused(tmp_path):
         load_dataset(folder_config(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("name", ["folder", "mnist"])
+@pytest.mark.parametrize("root", ["~nobody-at-all/x", "a\0b", "circle/x"])
+def test_root_that_is_no_path_is_refused(tmp_path, monkeypatch, name, root):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(DataError, match=r"data\.root: .* cannot be used: "):
+        load_dataset(DataConfig(name=name, root=root))
+
+
 def test_folder_without_train_is_refused(make_tree):
     tree = make_tree(cats={"a": 1}, dogs={"a": 1})
     with pytest.raises(DataError, match=r"has no folder train/ \(found: cats, dogs\)"):
