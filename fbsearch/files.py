@@ -1,12 +1,18 @@
-"""Atomic writing of files, and file names."""
+"""Atomic writing of files, files that the user names, and file names."""
 
+import mmap
 import os
 import re
+import stat
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-from fbsearch.errors import StorageError
+from fbsearch.errors import ConfigError, StorageError
 
 WAY_OUT = ". The previous file is intact. Remove the cause, and give the same command again."
+STDOUT = Path("-")
 
 
 def write_whole(path: Path, content: str | bytes | memoryview, *, way_out: str = WAY_OUT) -> None:
@@ -27,6 +33,64 @@ def write_whole(path: Path, content: str | bytes | memoryview, *, way_out: str =
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror}{way_out}") from None
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file that a command writes: its name in messages, and bytes that each such file contains."""
+
+    name: str
+    mark: bytes
+
+
+def write_output(
+    path: Path, content: str | bytes, *, kind: FileKind | None, force: bool, way_out: str = "; --output names another"
+) -> None:
+    """Write a file that the user names; `-` is standard output.
+
+    Raises ConfigError if check_output does, StorageError if the file cannot be written.
+    """
+    if path == STDOUT:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content.encode() if isinstance(content, str) else content)
+        sys.stdout.buffer.flush()
+        return
+    check_output(path, kind=kind, force=force)
+    write_whole(path, content, way_out=way_out)
+
+
+def message_stream(path: Path) -> TextIO:
+    """Return the stream for messages about a file that the user names: standard error if it is standard output."""
+    return sys.stderr if path == STDOUT else sys.stdout
+
+
+def check_output(path: Path, *, kind: FileKind | None, force: bool) -> None:
+    """Raise ConfigError if a file that the user names may not be written over.
+
+    A file may be if it is empty, of the kind that is about to be written, or with `force`. Links, devices and pipes
+    never are: a rename would put a file in their place.
+    """
+    try:
+        found = path.lstat()
+    except OSError:  # it is absent, or write_whole says what is wrong
+        return
+    if path == STDOUT or stat.S_ISDIR(found.st_mode):
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise ConfigError(f"{path}: is a link, and no link is written over; name its target, or `-` (standard output)")
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: is no regular file; name one, or `-` (standard output)")
+    if not force and found.st_size and not (kind and _contains(path, kind.mark)):
+        what = f", and is no {kind.name}" if kind else ""
+        raise ConfigError(f"{path}: is there already{what}; --force writes over it")
+
+
+def _contains(path: Path, mark: bytes) -> bool:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(mark) >= 0
+    except OSError:  # what cannot be read is not known to be ours
+        return False
 
 
 def file_name(study: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Untrusted
+from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Force, Untrusted
 from fbsearch.config.choices import BaselineName, BaselineRecipe, ModelFormat
 from fbsearch.errors import printable
 
@@ -135,22 +135,27 @@ def export_model(
     output_format: Annotated[
         ModelFormat, typer.Option("--format", help="onnx, or torch: a program of torch.export (.pt2).")
     ],
-    output: Annotated[Path | None, typer.Option(help="The file to write; without it, in the model's folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write, - is standard output; without it, in the model's folder.")
+    ] = None,
+    force: Force = False,
 ) -> None:
     """Write a trained network for other programs: images in [0, 1] to logits, any batch size.
 
     The file is kept only if its outputs are those of the network.
     """
+    from fbsearch.files import message_stream
     from fbsearch.winners import model_export
     from fbsearch.winners.checkpoint import load_model
 
     loaded = load_model(model)
     path = output or loaded.folder / f"model{model_export.EXPORT_ENDINGS[output_format]}"
-    worst = model_export.export_model(loaded, path, kind=output_format)
+    worst = model_export.export_model(loaded, path, kind=output_format, force=force)
     card = loaded.card
     print(
         f"{path}: images float32 [batch, {card.in_channels}, {card.image_size}, {card.image_size}] in [0, 1] to logits "
-        f"[batch, {card.num_classes}]; differs from the live network by {worst:.1g} of the largest logit"
+        f"[batch, {card.num_classes}]; differs from the live network by {worst:.1g} of the largest logit",
+        file=message_stream(path),
     )
 
 
@@ -159,18 +164,22 @@ def summary(
     file: Annotated[Path, typer.Argument(help="An export, or a trained model's folder or weights.")],
     rank: Annotated[int, typer.Option(min=1, help="Which configuration of an export.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Also draw the architecture into this SVG file.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the layers of a network with their shapes, parameters and FLOPs."""
     from fbsearch.cli.terminal import SafeConsole
-    from fbsearch.files import write_whole
+    from fbsearch.files import STDOUT, write_output
     from fbsearch.pictures import architecture as drawings
     from fbsearch.winners.checkpoint import find_config
 
     config, title = find_config(file, rank=rank)
     layers = drawings.list_layers(config.model, config.shape)
     if plot is not None:
-        write_whole(plot, drawings.draw_architecture(config, layers, title=title))
+        drawing = drawings.draw_architecture(config, layers, title=title)
+        write_output(plot, drawing, kind=drawings.DRAWING, force=force, way_out="; --plot names another")
+        if plot == STDOUT:
+            return
     if as_json:
         print(json.dumps(drawings.layers_as_dict(layers) | dataclasses.asdict(config.shape)))
         return
@@ -218,14 +227,16 @@ def analyze(
 
 @app.command()
 def patterns(
-    output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("patterns.png"),
+    output: Annotated[Path, typer.Option(help="The PNG file to write; - is standard output.")] = Path("patterns.png"),
     size: Annotated[int, typer.Option(min=1, max=2048, help="Pixels of one pattern.")] = 256,
+    force: Force = False,
 ) -> None:
     """Draw the five fractal patterns side by side."""
+    from fbsearch.files import message_stream
     from fbsearch.pictures.maps import draw_patterns
 
-    draw_patterns(output, size=size)
-    print(f"{output}: the five patterns at {size} x {size}")
+    draw_patterns(output, size=size, force=force)
+    print(f"{output}: the five patterns at {size} x {size}", file=message_stream(output))
 
 
 @app.command("measure-memory", hidden=True)

@@ -37,6 +37,7 @@ Untrusted = Annotated[
     bool, typer.Option("--untrusted", help="The file is somebody else's: its paths may not leave the current folder.")
 ]
 StudyName = Annotated[str | None, typer.Argument(help="A study's name. Without one: the newest in the database.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over a file of another kind.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SearchDevice = Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")]

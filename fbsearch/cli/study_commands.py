@@ -15,6 +15,7 @@ from fbsearch.cli.options import (
     DEFAULT_STORAGE,
     EXIT_INTERRUPTED,
     AsJson,
+    Force,
     GpusPerWorker,
     NumTrials,
     RayAddress,
@@ -147,37 +148,45 @@ def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: 
 def export(
     name: StudyName = None,
     top: Annotated[int, typer.Option(min=1, help="How many configurations (YAML only).")] = 5,
-    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("best.yaml"),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The file to write, - is standard output; without it: best.yaml, trials.csv or trials.json."),
+    ] = None,
     output_format: Annotated[
         ExportFormat, typer.Option("--format", help="yaml: the best configurations; csv or json: all trials.")
     ] = ExportFormat.YAML,
+    force: Force = False,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Write the best configurations to YAML, or all trials to CSV or JSON."""
-    from fbsearch.config.export_file import dump_export
-    from fbsearch.files import write_whole
+    from fbsearch.config.export_file import EXPORT, dump_export
+    from fbsearch.files import message_stream, write_output
     from fbsearch.study.database import storage_errors
-    from fbsearch.study.export import export_best, trial_table
+    from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, trial_table
 
+    as_yaml, as_csv = (output_format is kind for kind in (ExportFormat.YAML, ExportFormat.CSV))
+    path = output or Path("best.yaml" if as_yaml else f"trials.{output_format}")
     study = open_study(storage, name)
     with storage_errors(storage):
-        if output_format is ExportFormat.YAML:
+        if as_yaml:
             best = export_best(study, top=top)
             text, what = dump_export(best), f"the best {len(best.configs)} configurations"
         else:
             table = trial_table(study)
-            as_csv = output_format is ExportFormat.CSV
             text = table.to_csv(index=False) if as_csv else table.to_json(orient="records", date_format="iso", indent=1)
             what = f"{len(table)} trials"
-    write_whole(output, text, way_out="")
-    print(f"{output}: {what} of the study {study.study_name!r}")
+    write_output(path, text, kind=EXPORT if as_yaml else CSV_TABLE if as_csv else JSON_TABLE, force=force, way_out="")
+    print(f"{path}: {what} of the study {study.study_name!r}", file=message_stream(path))
 
 
 @app.command()
 def report(
     name: StudyName = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the best to show with their configurations.")] = 10,
-    output: Annotated[Path | None, typer.Option(help="The file to write; without it: reports/<study>.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write, - is standard output; without it: reports/<study>.html.")
+    ] = None,
+    force: Force = False,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     static: Annotated[
         Path | None, typer.Option(help="Also write every figure as PNG and SVG into this folder (needs kaleido).")
@@ -187,34 +196,39 @@ def report(
     """Write a study's report: one HTML file with figures, tables and the best configurations."""
     import webbrowser
 
+    from fbsearch.files import STDOUT, message_stream
     from fbsearch.report.page import write_report, write_static
     from fbsearch.study.database import storage_errors
 
+    if open_it and output == STDOUT:
+        raise typer.BadParameter("needs a file, not standard output", param_hint="--open")
+
+    def warn(line: str) -> None:
+        print(f"warning: {printable(line)}", file=sys.stderr)
+
     study = open_study(storage, name)
     with storage_errors(storage):
-        path = write_report(
-            study, output, top=top, say=lambda line: print(f"warning: {printable(line)}", file=sys.stderr)
-        )
-        print(f"{path}: the report of the study {study.study_name!r}")
+        path = write_report(study, output, top=top, force=force, say=warn)
+        messages = message_stream(path)
+        print(f"{path}: the report of the study {study.study_name!r}", file=messages)
         if static is not None:
-            print(f"{static}: {len(write_static(study, static, top=top))} pictures")
+            print(f"{static}: {len(write_static(study, static, top=top))} pictures", file=messages)
     if open_it:
         webbrowser.open(path.absolute().as_uri())
 
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(help="The study file to write.")],
+    file: Annotated[Path, typer.Argument(help="The study file to write; - is standard output.")],
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented study file with all defaults."""
     from fbsearch.config.study_file import StudyConfig, render_study
-    from fbsearch.files import write_whole
+    from fbsearch.files import message_stream, write_output
 
-    if file.exists() and not force:
-        raise ConfigError(f"{file}: is there already; --force writes over it")
-    write_whole(file, render_study(StudyConfig()), way_out="")
-    print(f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`")
+    write_output(file, render_study(StudyConfig()), kind=None, force=force, way_out="")
+    what = f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`"
+    print(what, file=message_stream(file))
 
 
 @app.command()

@@ -10,12 +10,14 @@ from fbsearch.config.models import MAX_IMAGE_SIZE, DataConfig, ModelConfig, Stri
 from fbsearch.config.space import FIELDS, Dimension
 from fbsearch.config.yaml_format import dump_dimension, read_yaml, to_yaml, validate_content
 from fbsearch.errors import ConfigError
+from fbsearch.files import FileKind
 from fbsearch.messages import ImageShape
 
 EXPORT_FORMAT = "fbsearch-export/1"
 # More are mistakes, which would only be noticed when memory has run out.
 MAX_CLASSES = 1_000_000
 MAX_CHANNELS = 1024
+EXPORT = FileKind("export of fbsearch", b"format: fbsearch-export/")
 
 
 class ExportedConfig(StrictModel):
@@ -74,13 +76,15 @@ class Export(StrictModel):
 def load_export(path: str | Path) -> Export:
     """Read and check an export file. Raises ConfigError if it is not one, or of a newer format."""
     path = Path(path)
-    maker = f"fbsearch export --output {path}"
-    content = read_yaml(path, maker=maker)
+    content = read_yaml(path, maker=f"fbsearch export --output {path}")
     found = content.get("format")
     if found != EXPORT_FORMAT:
         newer = isinstance(found, str) and found.startswith("fbsearch-export/")
         reason = f"its format is {found!r}, this fbsearch reads {EXPORT_FORMAT!r}" if newer else "it is no export"
-        raise ConfigError(f"{path}: format: {reason}; `{maker}` writes one")
+        # Another name: the file that is there may be somebody's study file.
+        raise ConfigError(
+            f"{path}: format: {reason}; after a search `fbsearch export` writes one, by default best.yaml"
+        )
     return validate_content(Export, content, path)
 
 

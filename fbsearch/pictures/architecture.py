@@ -17,12 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fbsearch.config.export_file import ExportedConfig
 from fbsearch.config.models import ModelConfig
+from fbsearch.files import FileKind
 from fbsearch.messages import ImageShape
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.maps import color
-from fbsearch.pictures.svg import FAINT, RULE, Canvas
+from fbsearch.pictures.svg import ARROW, FAINT, RULE, Canvas
 
+DRAWING = FileKind("drawing of fbsearch", ARROW.encode())
 PANEL = "#f6f8fa"
 # Colours of convolutions, by column from the shallowest to the eighth.
 COLUMN_COLORS = ("#a6d8d4", "#74bfc4", "#4aa0b5", "#2f7fa3", "#265f8f", "#234479", "#212d5e", "#1a1a40")

@@ -16,8 +16,10 @@ import numpy as np
 import plotly.colors
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from fbsearch.config.models import FractalPatternType
+from fbsearch.files import FileKind, write_output, write_whole
 from fbsearch.network.patterns import generate_pattern
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ TILE_PIXELS = 112
 MASK_PIXELS = 256
 FONT_PIXELS = 14
 NAME_CHARACTERS = 24
+PICTURE = FileKind("picture of fbsearch", b"Software\0fbsearch")
 
 
 def color(mask_HW: NDArray[np.float32]) -> Image.Image:
@@ -60,8 +63,11 @@ def split_bands(m_HW: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def draw_patterns(path: Path, *, size: int) -> None:
-    """Write a PNG of the five patterns side by side, each `size` pixels square, with their names below."""
+def draw_patterns(path: Path, *, size: int, force: bool = False) -> None:
+    """Write a PNG of the five patterns side by side, each `size` pixels square, with their names below.
+
+    Raises ConfigError if the file is there and was not drawn by fbsearch, without `force`.
+    """
     step = size + GAP_PIXELS
     width = step * len(FractalPatternType) + GAP_PIXELS
     picture = Image.new("RGB", (width, size + 2 * GAP_PIXELS + LABEL_PIXELS), "white")
@@ -72,8 +78,14 @@ def draw_patterns(path: Path, *, size: int) -> None:
         picture.paste(color(generate_pattern(pattern, size, size)), (left, GAP_PIXELS))
         below = (left + size // 2, size + GAP_PIXELS + LABEL_PIXELS // 2)
         draw.text(below, pattern.value, fill="black", font=font, anchor="mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG")
+    write_output(path, _png(picture), kind=PICTURE, force=force)
+
+
+def _png(picture: Image.Image) -> bytes:
+    file, notes = io.BytesIO(), PngInfo()
+    notes.add_text("Software", "fbsearch")
+    picture.save(file, format="PNG", pnginfo=notes)
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -100,8 +112,7 @@ def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
         labels.append(f"stage {stage + 1}\n{side} x {side}")
         side = (side + 1) // 2
     title = f"What the bands are multiplied by: {net.config.pattern.value}, dark 0, bright 1"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _draw_grid(tiles, title=title, columns=list(bands), rows=labels).save(path, format="PNG")
+    write_whole(path, _png(_draw_grid(tiles, title=title, columns=list(bands), rows=labels)), way_out="")
 
 
 def draw_attention(
@@ -127,8 +138,7 @@ def draw_attention(
         for name, one in analyses
         for stage, maps_B1HW in enumerate(one["attention_maps"], start=1)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_maps(samples.images_NHWC, columns, rows=rows).save(path, format="PNG")
+    write_whole(path, _png(draw_maps(samples.images_NHWC, columns, rows=rows)), way_out="")
 
 
 def row_label(true: str, said: str, share: float) -> str:

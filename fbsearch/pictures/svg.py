@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from PIL import Image
 
+ARROW = '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4"'
 INK, FAINT, RULE = "#1f2933", "#66737f", "#d5dbe1"
 
 
@@ -73,8 +74,8 @@ class Canvas:
     def render(self, width: float, height: float, *, title: str) -> str:
         """Return the file; `title` is the text for screen readers."""
         arrow = (
-            '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-            f'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="{FAINT}"/></marker></defs>'
+            f'{ARROW} markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="{FAINT}"/>'
+            "</marker></defs>"
         )
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '

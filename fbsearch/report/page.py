@@ -25,7 +25,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from fbsearch.errors import StorageError
-from fbsearch.files import file_name, write_whole
+from fbsearch.files import FileKind, check_output, file_name, write_output
 from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.maps import MASK_PIXELS, draw_maps, mask_png, row_label, split_bands
 from fbsearch.report import figures, parameter_figures
@@ -42,24 +42,33 @@ from fbsearch.study.trial_record import TrialRecord
 MAX_PAIRED = 4
 MAX_FAILURES = 30
 STATIC_PIXELS = 900
+REPORT = FileKind("report of fbsearch", b"fbsearch report</title>")
 
 
 def write_report(
-    study: optuna.Study, output: Path | None = None, *, top: int = 10, say: Callable[[str], None] = lambda _: None
+    study: optuna.Study,
+    output: Path | None = None,
+    *,
+    top: int = 10,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the report of a study to `output`, by default to reports/<study>.html, and return its path.
 
     The results of `train` and `analyze` are read from reports/<study>/; `say` gets a line for each damaged file there.
-    Raises StorageError if the file cannot be written, or if the study has several objectives.
+    Raises StorageError if the file cannot be written, or if the study has several objectives; ConfigError if `output`
+    is there and no report, without `force`.
     """
     path = output or Path("reports") / f"{file_name(study.study_name)}.html"
+    check_output(path, kind=REPORT, force=force)
     folder = Path("reports") / file_name(study.study_name)
     frame = trials_frame(study)
     retrained = read_retrained(folder, frame)
     for line in retrained.damaged:
         say(line)
     page = render(study, frame, retrained, top=top, analysis=folder / "analysis")
-    write_whole(path, page, way_out="; --output names another")
+    # The names of classes are those of folders, which need not be UTF-8.
+    write_output(path, page.encode("utf-8", "backslashreplace"), kind=REPORT, force=force)
     return path
 
 

@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial
 
 from fbsearch.config.export_file import Export, Searched
 from fbsearch.errors import ConfigError, StorageError
+from fbsearch.files import FileKind
 from fbsearch.study.study import best_trials, stored_config, stored_dataset
 from fbsearch.study.trial_record import FINISHED, TrialRecord, is_duplicate, is_finished, is_infeasible
 
@@ -19,6 +20,8 @@ TABLE_COLUMNS = [
     "trial", "state", "value", "num_parameters", "flops", "seconds", "device", "epochs", "started", "ended", "seed",
     "failure",
 ]  # fmt: skip
+CSV_TABLE = FileKind("table of trials of fbsearch", b"trial,state,value,")
+JSON_TABLE = FileKind("table of trials of fbsearch", b'"trial":0,')
 
 
 def export_best(study: optuna.Study, *, top: int) -> Export:

@@ -13,7 +13,7 @@ from fbsearch.config.export_file import ExportedConfig, load_export
 from fbsearch.config.models import TrialConfig
 from fbsearch.data.dataset import Dataset, evenly_spaced_rows, load_dataset
 from fbsearch.errors import ConfigError
-from fbsearch.files import file_name
+from fbsearch.files import file_name, write_whole
 from fbsearch.network.analysis import PatternAnalysis, correlate_neighbours
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.pictures.dimensions import compare_dimensions, plot_dimensions
@@ -107,7 +107,8 @@ def _write(
     paths = tuple(folder / name for name in ("attention.png", "masks.png", "dimension.html"))
     draw_attention(paths[0], trained, samples, [("trained", after), ("untrained", before)])
     draw_masks(paths[1], trained, image_size=info.image_size)
-    plot_dimensions(config.pattern, config.pattern_resolution).write_html(paths[2], include_plotlyjs=True)
+    page = plot_dimensions(config.pattern, config.pattern_resolution).to_html(include_plotlyjs=True)
+    write_whole(paths[2], page, way_out="")
     tables = compare_nets(after, before), compare_dimensions(config.pattern, config.pattern_resolution)
     return Analysis(tables, paths)
 

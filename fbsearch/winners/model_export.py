@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fbsearch.config.choices import ModelFormat
 from fbsearch.errors import ConfigError
-from fbsearch.files import write_whole
+from fbsearch.files import FileKind, check_output, write_output
 from fbsearch.network.blocks import AdaptiveScaleProcessor
 from fbsearch.network.fused_ops import fold_convolutions
 from fbsearch.winners.checkpoint import CARD_NAME, TrainedModel, dump_card
@@ -26,6 +26,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Largest allowed difference of a logit from the live network's, as a share of the largest logit.
 EXPORT_TOLERANCE = 1e-3
 EXPORT_BATCHES = (1, 2, 5)
+EXPORTED_MODEL = FileKind("exported model of fbsearch", CARD_NAME.encode())  # both formats carry the card by its name
 DYNAMIC_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
@@ -87,13 +88,16 @@ def export_model(
     kind: ModelFormat,
     packages: Sequence[str] = ONNX_PACKAGES,
     tolerance: float = EXPORT_TOLERANCE,
+    force: bool = False,
 ) -> float:
     """Write the network as ONNX or as a `torch.export` program, for images in [0, 1] and any batch size.
 
     The file is read back and its logits are compared with the live network's (float32, on the CPU) on random images at
     several batch sizes before it is put in place. Returns the largest difference, as a share of the largest logit.
-    Raises ConfigError where they differ or ONNX's packages are missing, StorageError if the file cannot be written.
+    Raises ConfigError where they differ, ONNX's packages are missing, or `path` is there and no exported model, without
+    `force`; StorageError if the file cannot be written.
     """
+    check_output(path, kind=EXPORTED_MODEL, force=force)
     missing = [name for name in packages if kind == ModelFormat.ONNX and importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'fbsearch[onnx]'")
@@ -115,7 +119,7 @@ def export_model(
             worst = max(worst, difference.item())
         if not worst <= tolerance:
             raise ConfigError(f"{path}: not written: its outputs differ from the live network's by {worst:.2g}")
-        write_whole(path, scratch.read_bytes())
+        write_output(path, scratch.read_bytes(), kind=EXPORTED_MODEL, force=force)
     return worst
 
 

@@ -507,7 +507,7 @@ def test_export_edited_by_hand_can_be_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (CONTRACT, "format: it is no export; `fbsearch export --output {path}` writes one"),
+        (CONTRACT, "format: it is no export; after a search `fbsearch export` writes one, by default best.yaml"),
         ("format: [1]", "format: it is no export"),
         ("format: fbsearch-export/2", "format: its format is 'fbsearch-export/2', this fbsearch reads 'fbsearch-exp"),
         ("format: fbsearch-export/1\nstudy: x", "configs: this key is missing"),
