@@ -1,5 +1,6 @@
 """Atomic writing of files, files that the user names, and file names."""
 
+import hashlib
 import mmap
 import os
 import re
@@ -13,6 +14,8 @@ from fbsearch.errors import ConfigError, StorageError
 
 WAY_OUT = ". The previous file is intact. Remove the cause, and give the same command again."
 STDOUT = Path("-")
+# The longest file name of Linux and macOS is 255 bytes; what is added to a study's name takes up to 40.
+MAX_STUDY_BYTES = 200
 
 
 def write_whole(path: Path, content: str | bytes | memoryview, *, way_out: str = WAY_OUT) -> None:
@@ -94,5 +97,15 @@ def _contains(path: Path, mark: bytes) -> bool:
 
 
 def file_name(study: str) -> str:
-    """Return a study's name as the name of a file or folder, without separators and leading dots."""
-    return re.sub(r"[^\w.-]+", "_", study).lstrip(".") or "study"
+    """Return a study's name as the name of a file or folder. Names that differ give file names that differ.
+
+    Letters, digits, `_`, `.` and `-` stay. A name with others, with a leading dot, or too long for a file system is
+    shortened to what can stay, and gets a `~`, which no other name has, and a hash; so does one that ends in `.html`,
+    whose folder would be the report of another.
+    """
+    kept = re.sub(r"[^\w.-]+", "_", study).lstrip(".")
+    if kept == study and 0 < len(kept.encode()) <= MAX_STUDY_BYTES and not kept.endswith(".html"):
+        return kept
+    digest = hashlib.sha256(study.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    short = kept.encode()[: MAX_STUDY_BYTES - len(digest) - 1].decode("utf-8", "ignore")
+    return f"{short or 'study'}~{digest}"

@@ -1,4 +1,4 @@
-"""Files that a user names, what may be written over."""
+"""Files that a user names, what may be written over, and the names of files."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fbsearch.errors import ConfigError
-from fbsearch.files import FileKind, check_output, write_output
+from fbsearch.files import FileKind, check_output, file_name, write_output
 
 KIND = FileKind("export of fbsearch", b"format: fbsearch-export/")
 
@@ -47,3 +47,37 @@ def test_check_output_never_takes_a_device_or_a_pipe(tmp_path: Path, force: bool
     for path in (tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(ConfigError, match="is no regular file"):
             check_output(path, kind=KIND, force=force)
+
+
+HARMLESS = ["digits", "Äpfel-1.2", "a_b", "a.b", "写真", "x" * 200]
+ODD = [
+    "a b",
+    "a/b",
+    "a:b",
+    "a\tb",
+    "../../etc",
+    "_.._etc ",
+    "...",
+    ".",
+    ".a",
+    "",
+    "a.html",
+    "\udcff",
+    "写" * 150,
+    "x" * 201,
+]
+
+
+def test_file_name_of_names_that_differ_differ(tmp_path: Path) -> None:
+    assert [file_name(name) for name in HARMLESS] == HARMLESS, "as they always were"
+    found = {file_name(name) for name in HARMLESS + ODD}
+    assert len(found) == len(HARMLESS + ODD)
+    assert found.isdisjoint({f"{name}.html" for name in found}), "a folder is no other's report"
+    for name in found:
+        # With the longest of what is added to it, and what write_whole adds for a moment.
+        (tmp_path / f".{name}-rank10.html.{2**22}.partial").touch()
+
+
+def test_file_name_of_an_odd_name_is_no_harmless_name() -> None:
+    for name in ODD:
+        assert "~" in file_name(name) and file_name(file_name(name)) != file_name(name)

@@ -166,7 +166,7 @@ def write_static(study: optuna.Study, folder: Path, *, top: int = 10) -> list[Pa
     for figure in drawn.values():
         figure.update_layout(paper_bgcolor="white", margin={"r": 24, "b": 24})
     pairs = [(name, kind) for name in drawn for kind in ("png", "svg")]
-    paths = [folder / f"{file_name(name)}.{kind}" for name, kind in pairs]
+    paths = [folder / f"{file_name(name.replace(' ', '_'))}.{kind}" for name, kind in pairs]
     pictures = [drawn[name] for name, _ in pairs]
     heights = [figure.layout.height for figure in pictures]  # plotly does not take the height from the layout
     try:

@@ -24,7 +24,6 @@ from fbsearch.config.export_file import load_export
 from fbsearch.config.models import TrainConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import StorageError
-from fbsearch.files import file_name
 from fbsearch.report.page import write_report, write_static
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.export import trial_table
@@ -294,13 +293,6 @@ def test_report_that_cannot_be_written_says_so(storage: RDBStorage, folder: Path
     (folder / "taken").mkdir()
     with pytest.raises(StorageError, match="taken: cannot be written"):
         write_report(make_study(storage, 1), folder / "taken")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"), [("a/b c", "a_b_c"), ("../../etc", "_.._etc"), ("Äpfel-1.2", "Äpfel-1.2"), ("...", "study")]
-)
-def test_file_name_has_no_separators(name: str, expected: str) -> None:
-    assert file_name(name) == expected
 
 
 # The command, pictures and size.
