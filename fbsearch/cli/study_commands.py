@@ -276,7 +276,8 @@ def dashboard(
     ] = None,
 ) -> None:
     """Show the database in optuna-dashboard, with notes, figures and files of each study."""
-    from fbsearch.report.http_guard import is_loopback, listen
+    from fbsearch.report.http_guard import is_loopback
+    from fbsearch.report.http_server import listen
     from fbsearch.study.database import open_storage
 
     if not token and (token is not None or not is_loopback(host)):

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import optuna_dashboard
-from optuna.artifacts import FileSystemArtifactStore
+import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
 
 from fbsearch.config.export_file import Export, dump_export
 from fbsearch.config.space import format_value
@@ -35,6 +34,7 @@ from fbsearch.report.page import draw_stored_attention
 from fbsearch.report.statistics import parameters, pareto_front, short, wilson_interval
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.dashboard_storage import (
+    ArtifactFolder,
     FeasibleBest,
     editable_trial,
     read_system_attributes,
@@ -87,7 +87,7 @@ def open_dashboard(
     beside = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else Path("studies") / "fbsearch"
     folder = artifacts or beside.with_suffix(".artifacts")
     # With this cache each finished trial is read once instead of every few seconds.
-    cached, store = FeasibleBest(database), FileSystemArtifactStore(folder)
+    cached, store = FeasibleBest(database), ArtifactFolder(folder)
     if not read_only:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,9 +100,7 @@ def open_dashboard(
     return Guard(app, host=host, token=token, read_only=read_only)
 
 
-def annotate_all(
-    storage: optuna.storages.BaseStorage, store: FileSystemArtifactStore, *, say: Callable[[str], None]
-) -> None:
+def annotate_all(storage: optuna.storages.BaseStorage, store: ArtifactFolder, *, say: Callable[[str], None]) -> None:
     """Annotate every study that fbsearch made, except those that are being searched."""
     # optuna.get_all_study_summaries reads every trial of every study.
     for summary in storage.get_all_studies():
@@ -114,11 +112,16 @@ def annotate_all(
                 say(f"study {study.study_name!r} is being searched: its notes and figures are left as they are")
             else:
                 annotate(study, store)
-        except (ValidationError, KeyError, TypeError):  # TypeError: a figure that it has not stored
-            say(f"study {study.study_name!r} was made by another version of fbsearch: shown without notes and figures")
+        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError):
+            raise
+        except Exception as error:  # another version, or another person, may have stored anything
+            say(
+                f"study {study.study_name!r} was made by another version of fbsearch, or is damaged "
+                f"({type(error).__name__}): shown without notes and figures"
+            )
 
 
-def annotate(study: optuna.Study, store: FileSystemArtifactStore) -> None:
+def annotate(study: optuna.Study, store: ArtifactFolder) -> None:
     """Write a note and figures on a study, and notes with the configuration and files on its best trials."""
     _save_note(study, study_note(study))
     for name, figure in draw(study).items():
@@ -253,7 +256,7 @@ def _files(trial: FrozenTrial, class_names: Sequence[str]) -> dict[str, bytes]:
 def _save_file(
     study: optuna.Study,
     trial: FrozenTrial,
-    store: FileSystemArtifactStore,
+    store: ArtifactFolder,
     attributes: dict[str, Any],
     *,
     filename: str,

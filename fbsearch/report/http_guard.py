@@ -1,10 +1,11 @@
 """A guard in front of a web application that has none: it checks requests and limits what a browser may do.
 
-A WSGI middleware and its server. It protects against:
+A WSGI middleware. It protects against:
 - a page of another site that sends requests here (Origin, or Referer, must be this server's address);
 - the same through a name of that site that leads to this machine, "DNS rebinding" (Host must name this machine);
 - other people on the network (a token, required if the server listens on more than this machine);
-- files that somebody uploaded as artifacts (they are always downloaded, never shown as a page of this origin).
+- files that somebody uploaded as artifacts (they are always downloaded, never a page or a script of this origin);
+- requests whose size is unknown, or too large for memory.
 """
 
 import base64
@@ -13,16 +14,15 @@ import hmac
 import ipaddress
 import re
 import socket
-import socketserver
 import urllib.parse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 SAFE_METHODS = ("GET", "HEAD")
+MAX_BODY_BYTES = 64 * 2**20
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "SAMEORIGIN",
@@ -32,6 +32,14 @@ HEADERS = {
     # A file that is opened as a page may do nothing. The pages send a policy of their own instead.
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
+# What the policy of optuna-dashboard's pages leaves open.
+PAGE_POLICY = "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+# Artifacts of another type are sent as bytes of no type: whoever made the database has chosen the type, and a browser
+# takes a script for one by its type alone.
+ARTIFACT_TYPES = (
+    "image/", "audio/", "video/", "font/", "model/", "text/csv", "text/plain", "text/tab-separated-values",
+    "application/json", "application/pdf", "application/zip",
+)  # fmt: skip
 
 
 def is_loopback(host: str) -> bool:
@@ -80,6 +88,9 @@ class Guard:
         """Return status, text and headers if the request is refused, else None."""
         if not self._is_ours(environ.get("HTTP_HOST", "")):
             return "403 Forbidden", "This is not the address of this server: its Host is another's.", {}
+        wrong_size = _check_size(environ)
+        if wrong_size is not None:
+            return *wrong_size, {}
         if self._token is not None and not _has_token(environ.get("HTTP_AUTHORIZATION", ""), self._token):
             ask = {"WWW-Authenticate": 'Basic realm="fbsearch: any user name, the token as password", charset="UTF-8"'}
             return "401 Unauthorized", "A token is needed: any user name, the token as password.", ask
@@ -102,15 +113,27 @@ class Guard:
         return name in self._names or is_loopback(name) or (self._any_address and _address(name) is not None)
 
 
+def _check_size(environ: "WSGIEnvironment") -> tuple[str, str] | None:
+    """Return status and text if the size of the request's body is unknown or too large, else None."""
+    size = environ.get("CONTENT_LENGTH") or "0"
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        return "411 Length Required", "The request must have a Content-Length."
+    if not re.fullmatch("[0-9]{1,18}", size):
+        return "400 Bad Request", "The Content-Length is no number."
+    if int(size) > MAX_BODY_BYTES:
+        return "413 Content Too Large", f"The request is over {MAX_BODY_BYTES:,} bytes."
+    return None
+
+
 def _has_token(authorization: str, token: str) -> bool:
     scheme, _, credentials = authorization.partition(" ")
     if scheme.lower() != "basic":
         return False
     try:
         _, _, password = base64.b64decode(credentials, validate=True).partition(b":")
-    except ValueError:  # binascii.Error is one, and so is what is not ASCII
+    except ValueError:  # not base64, or not even ASCII
         return False
-    return hmac.compare_digest(password, token.encode())
+    return hmac.compare_digest(password, token.encode("utf-8", "surrogateescape"))
 
 
 def _is_same_origin(environ: "WSGIEnvironment") -> bool:
@@ -125,9 +148,17 @@ def _is_same_origin(environ: "WSGIEnvironment") -> bool:
 
 
 def _harden(headers: list[tuple[str, str]], *, is_artifact: bool) -> list[tuple[str, str]]:
-    # optuna-dashboard lets all sites read artifacts.
-    kept = [(name, value) for name, value in headers if name.lower() != "access-control-allow-origin"]
-    there = {name.lower() for name, _ in kept}
+    there, kept = {name.lower() for name, _ in headers}, []
+    for name, value in headers:
+        match name.lower():
+            case "access-control-allow-origin":
+                continue  # optuna-dashboard lets all sites read artifacts
+            case "content-security-policy":
+                kept.append((name, f"{value};{PAGE_POLICY}"))
+            case "content-type" if is_artifact and not value.lower().startswith(ARTIFACT_TYPES):
+                kept.append((name, "application/octet-stream"))
+            case _:
+                kept.append((name, value))
     more = HEADERS | ({"Content-Disposition": "attachment"} if is_artifact else {})
     return kept + [(name, value) for name, value in more.items() if name.lower() not in there]
 
@@ -150,22 +181,3 @@ def add_style(app: "WSGIApplication", style: bytes, *, path: str) -> "WSGIApplic
         return [page]
 
     return styled
-
-
-class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True  # Ctrl-C must not wait for a browser that keeps its connections open
-
-    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, handler)
-
-
-class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def listen(*, host: str, port: int) -> WSGIServer:
-    """Return a listening server with a thread for each request; it answers after `set_app`. Raises OSError."""
-    return _Server((host, port), _QuietHandler)

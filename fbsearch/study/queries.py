@@ -43,6 +43,12 @@ def read_trials(study: optuna.Study, *, trials_a_read: int = TRIALS_A_READ) -> N
                 there.last_finished_trial_id = part[-1]
 
 
+def study_names(storage: optuna.storages.RDBStorage) -> list[str]:
+    """Return the names of all studies, the oldest first. Optuna's way reads the attributes of all, damaged ones too."""
+    study = models.StudyModel
+    return [name for (name,) in _read(storage, sqlalchemy.select(study.study_name).order_by(study.study_id))]
+
+
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """Return the trial that best_trials(study, 1) gives, None without one. Reads that trial alone."""
     try:
@@ -97,10 +103,12 @@ def _tied_trials(study: optuna.Study, value: float) -> Iterator[tuple[int, int, 
 
 
 def _rows(study: optuna.Study, query: sqlalchemy.Executable) -> list[Any]:
-    backend = study._storage._backend  # type: ignore[attr-defined]  # a study wraps its RDBStorage in a cache
+    return _read(study._storage._backend, query)  # type: ignore[attr-defined]  # a study wraps its RDBStorage in a cache
 
+
+def _read(storage: optuna.storages.RDBStorage, query: sqlalchemy.Executable) -> list[Any]:
     def read() -> list[Any]:
-        with backend.engine.connect() as connection:
+        with storage.engine.connect() as connection:
             return list(connection.execute(query))
 
-    return retry(backend, read)
+    return retry(storage, read)

@@ -5,6 +5,7 @@ One coordinator writes a trial; any process may read.
 
 import dataclasses
 import datetime
+import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from fbsearch.errors import ConfigError, SearchError, StorageError
 from fbsearch.messages import DatasetInfo
 from fbsearch.study.buffered_storage import BufferedStorage
 from fbsearch.study.database import hide_password
-from fbsearch.study.queries import best_trial, count_trials
+from fbsearch.study.queries import best_trial, count_trials, study_names
 from fbsearch.study.sampling import make_pruner, make_sampler
 from fbsearch.study.trial_record import TrialRecord, is_duplicate, rank_order
 
@@ -80,14 +81,19 @@ def stored_config(study: optuna.Study) -> StudyConfig:
 
 def stored_settings(study: optuna.Study) -> dict[str, Any]:
     """Return the study file as it is stored, whichever version of fbsearch has stored it; {} without one."""
-    settings: dict[str, Any] = study.user_attrs.get(CONFIG, {})
-    return settings
+    return _stored_mapping(study, CONFIG)
 
 
 def stored_dataset(study: optuna.Study) -> dict[str, Any]:
     """Return the fields of DatasetInfo that are stored; {} before a worker has loaded the data."""
-    dataset: dict[str, Any] = study.user_attrs.get(DATASET, {})
-    return dataset
+    return _stored_mapping(study, DATASET)
+
+
+def _stored_mapping(study: optuna.Study, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = study.user_attrs.get(key, {})
+    if not isinstance(found, dict):
+        raise StorageError(f"the study {study.study_name!r} is damaged: its attribute {key!r} is no mapping")
+    return found
 
 
 def store_dataset(study: optuna.Study, dataset: DatasetInfo, *, must_be_same: bool) -> None:
@@ -149,14 +155,19 @@ def describe_searcher(storage: optuna.storages.RDBStorage, name: str) -> str:
 
 def load_study(storage: optuna.storages.RDBStorage, name: str | None) -> optuna.Study:
     """Return the study of that name, or the newest one without a name. StorageError if absent, or not fbsearch's."""
-    # optuna.get_all_study_summaries would read every trial of every study.
-    names = [study.study_name for study in storage.get_all_studies()]
+    names = study_names(storage)
     if not names:
         raise StorageError("there is no study in this database yet; `fbsearch run` makes one")
     if name is not None and name not in names:
         raise StorageError(f"there is no study {name!r} in this database; there are: {', '.join(names)}")
     study = optuna.load_study(storage=storage, study_name=name if name is not None else names[-1])
-    if not is_ours(study.user_attrs):
+    try:
+        attributes = study.user_attrs
+    except json.JSONDecodeError:
+        raise StorageError(
+            f"the study {study.study_name!r} is damaged: its attributes are no JSON; there are: {', '.join(names)}"
+        ) from None
+    if not is_ours(attributes):
         raise StorageError(f"the study {study.study_name!r} was not made by fbsearch; optuna-dashboard shows it")
     return study
 

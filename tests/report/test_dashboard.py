@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import optuna_dashboard
 import pytest
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
 from fbsearch.cli.app import main
@@ -29,7 +28,7 @@ from fbsearch.config.export_file import load_export
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.report.dashboard import annotate, annotate_all, escape, study_note
 from fbsearch.report.http_guard import Guard, is_loopback
-from fbsearch.study.dashboard_storage import FeasibleBest
+from fbsearch.study.dashboard_storage import ArtifactFolder, FeasibleBest
 from fbsearch.study.database import open_storage
 from fbsearch.study.locks import claim_study
 from fbsearch.study.sampling import sample
@@ -265,7 +264,7 @@ def test_dashboard_an_html_artifact_is_not_run(browser: "Browser", address: str)
         })).json()).artifact_id"""
         path = f"/artifacts/1/{page.evaluate(upload, html)}"
         status, headers, body = ask(address + path)
-        assert (status, body.decode(), headers["Content-Type"]) == (200, html, "text/html")
+        assert (status, body.decode(), headers["Content-Type"]) == (200, html, "application/octet-stream")
         assert (headers["Content-Disposition"], headers["X-Content-Type-Options"]) == ("attachment", "nosniff")
         assert "sandbox" in headers["Content-Security-Policy"] and "Access-Control-Allow-Origin" not in headers
         with page.expect_download():
@@ -521,6 +520,7 @@ def test_guard_takes_changes_only_from_its_own_pages(method: str, headers: dict[
         (f"Basic {base64.b64encode(b'me:').decode()}", 401),
         (f"Bearer {base64.b64encode(f'me:{TOKEN}'.encode()).decode()}", 401),
         ("Basic ***", 401),
+        ("Basic \xe9", 401),
         ("Basic", 401),
         ("", 401),
     ],
@@ -545,7 +545,7 @@ def attributes(study: optuna.Study) -> dict[str, Any]:
 
 
 def test_annotate_again_changes_nothing_and_keeps_what_a_person_wrote(storage: Any, tmp_path: Path) -> None:
-    study, store = make_study(storage), FileSystemArtifactStore(tmp_path)
+    study, store = make_study(storage), ArtifactFolder(tmp_path)
     annotate(study, store)
     first = attributes(study)
     assert sum(key.endswith("note_ver") for key in first) == 11, "the study and the best ten trials"
@@ -565,7 +565,7 @@ def test_annotate_again_changes_nothing_and_keeps_what_a_person_wrote(storage: A
 
 
 def test_annotate_hangs_attention_maps_on_a_trial_that_has_them(storage: Any, tmp_path: Path) -> None:
-    study, store = make_study(storage, num_trials=2), FileSystemArtifactStore(tmp_path)
+    study, store = make_study(storage, num_trials=2), ArtifactFolder(tmp_path)
     image = {"shape": [1, 2, 2, 1], "base64": "AAAAAA=="}
     stored = {"images": image, "stages": [image | {"shape": [1, 2, 2]}], "labels": [0], "said": [1], "shares": [0.5]}
     trial = study.ask()
@@ -626,9 +626,9 @@ def test_annotate_while_a_search_holds_the_study_leaves_it(storage: Any, url: st
     study = make_study(storage, num_trials=2)
     said: list[str] = []
     with claim_study(storage, "digits"):
-        annotate_all(storage, FileSystemArtifactStore(tmp_path), say=said.append)
+        annotate_all(storage, ArtifactFolder(tmp_path), say=said.append)
     assert said.pop().startswith("study 'digits' is being searched") and attributes(study) == {}
-    annotate_all(storage, FileSystemArtifactStore(tmp_path), say=said.append)
+    annotate_all(storage, ArtifactFolder(tmp_path), say=said.append)
     assert said == [] and attributes(study) != {}
 
 
@@ -642,7 +642,7 @@ def test_annotate_studies_that_have_nothing_to_show(storage: Any, url: str, tmp_
     old.tell(2, 0.999)
     optuna.create_study(storage=storage, study_name="another's")
     said: list[str] = []
-    annotate_all(storage, FileSystemArtifactStore(tmp_path), say=said.append)
+    annotate_all(storage, ArtifactFolder(tmp_path), say=said.append)
     assert len(said) == 1 and said[0].startswith("study 'old' was made by another version")
     for study in (empty, failed):
         assert optuna_dashboard.get_note(study).startswith("## No trial is complete yet")
