@@ -96,13 +96,32 @@ def _contains(path: Path, mark: bytes) -> bool:
         return False
 
 
+def expand_home(path: str) -> Path:
+    """Return a path with its `~` replaced. ConfigError where there is no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        way_out = "set $HOME, or name a path without ~ (of the image cache: $FBSEARCH_CACHE)"
+        raise ConfigError(f"{path}: there is no home folder; {way_out}") from None
+
+
 def file_name(study: str) -> str:
     """Return a study's name as the name of a file or folder. Names that differ give file names that differ.
 
     Letters, digits, `_`, `.` and `-` stay. A name with others, with a leading dot, or too long for a file system is
     shortened to what can stay, and gets a `~`, which no other name has, and a hash; so does one that ends in `.html`,
-    whose folder would be the report of another.
+    whose folder would be the report of another. Raises ConfigError if the locale has no such file names.
     """
+    kept = _file_name(study)
+    try:
+        os.fsencode(kept)
+    except UnicodeEncodeError as error:
+        what = f"{study!a}: no file can be named after it in the encoding {error.encoding}"
+        raise ConfigError(f"{what}; set PYTHONUTF8=1, or a locale of UTF-8") from None
+    return kept
+
+
+def _file_name(study: str) -> str:
     kept = re.sub(r"[^\w.-]+", "_", study).lstrip(".")
     if kept == study and 0 < len(kept.encode()) <= MAX_STUDY_BYTES and not kept.endswith(".html"):
         return kept

@@ -1,5 +1,6 @@
 """The `fbsearch` command. Each command imports what it needs in its body, so that `--help` stays fast."""
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fbsearch.cli import bench_commands, model_commands, study_commands
+from fbsearch.cli.options import EXIT_BUG
 from fbsearch.errors import FbsearchError, printable_lines
 
 app = typer.Typer(
@@ -20,9 +22,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run a command. An FbsearchError is printed as one message and exits with 1, wrong usage with 2."""
+    """Run a command. An FbsearchError is printed as one message and exits with 1, wrong usage with 2, a bug with 70."""
     # No process that is started (workers, multiprocessing's own, compilers) may find modules in the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files and classes need not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="fbsearch")
     except FbsearchError as error:
@@ -30,6 +35,33 @@ def main() -> None:
             raise
         print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {printable_lines(_report_bug(error))}", file=sys.stderr)
+        sys.exit(EXIT_BUG)
+
+
+def _report_bug(error: Exception) -> str:
+    """Write the traceback of an unforeseen error to a new file, and return the message that names it."""
+    import importlib.metadata
+    import platform
+    import tempfile
+    import traceback
+
+    from fbsearch.study.database import hide_password
+
+    lines = [f"fbsearch {importlib.metadata.version('fbsearch')}, Python {platform.python_version()}, "]
+    lines += [f"{platform.platform()}\n", " ".join(sys.argv), "\n", *traceback.format_exception(error)]
+    text = "\n".join(hide_password(line) if "://" in line else line for line in "".join(lines).splitlines())
+    what = f"this is a bug in fbsearch ({type(error).__name__}), please report it"
+    try:
+        number, path = tempfile.mkstemp(prefix="fbsearch-bug-", suffix=".txt")
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text + "\n")
+    except OSError:
+        return f"{what}:\n{text}"
+    return f"{what} with the content of {path}"
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fbsearch.workers.executor import Executor
 
 DEFAULT_STORAGE = "sqlite:///studies/fbsearch.db"
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_BUG = 130, 70
 
 
 def _warn_of_password(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:

@@ -109,8 +109,11 @@ def run(
 
 def _load_config(study_file: Path | None, *, name: str | None, seed: int | None, untrusted: bool) -> "StudyConfig":
     """Return the study file's configuration, or the default study's, with the name and the seed of the options."""
+    from fbsearch.config.models import MAX_STUDY_SEED
     from fbsearch.config.study_file import MAX_NAME, StudyConfig, load_study_file
 
+    if seed is not None and seed > MAX_STUDY_SEED:
+        raise typer.BadParameter(f"0 to {MAX_STUDY_SEED}", param_hint="--seed")
     if name is not None and not 1 <= len(name) <= MAX_NAME:
         raise typer.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--name")
     config = StudyConfig() if study_file is None else load_study_file(study_file)

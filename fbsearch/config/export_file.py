@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fbsearch.config.models import MAX_IMAGE_SIZE, DataConfig, ModelConfig, StrictModel, TrainConfig
+from fbsearch.config.models import MAX_IMAGE_SIZE, MAX_SEED, DataConfig, ModelConfig, StrictModel, TrainConfig
 from fbsearch.config.space import FIELDS, Dimension
 from fbsearch.config.yaml_format import dump_dimension, read_yaml, to_yaml, validate_content
 from fbsearch.errors import ConfigError
@@ -30,7 +30,7 @@ class ExportedConfig(StrictModel):
     num_classes: int = Field(ge=1, le=MAX_CLASSES)
     in_channels: int = Field(ge=1, le=MAX_CHANNELS)
     image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MAX_SEED)
     data: DataConfig
     model: ModelConfig
     train: TrainConfig

@@ -32,6 +32,8 @@ SMALL_IMAGE = 32
 MAX_IMAGE_SIZE = 8192
 # Pillow decodes no larger images.
 MAX_PIXELS = 178_956_970
+# NumPy's generators take 32 bits. A trial's seed is the study's plus its number.
+MAX_STUDY_SEED, MAX_SEED = 2**31 - 1, 2**32 - 1
 
 
 class StrictModel(BaseModel):
@@ -70,7 +72,7 @@ class DataConfig(StrictModel):
     )
     augment: AugmentConfig = Field(AugmentConfig(), description="random changes of the training images")
     skip_broken: bool = Field(False, description="skip and count images that cannot be read, instead of stopping")
-    seed: int = Field(0, ge=0, description="of the split into training and validation")
+    seed: int = Field(0, ge=0, le=MAX_STUDY_SEED, description="of the split into training and validation")
 
 
 class ModelConfig(StrictModel):
@@ -187,6 +189,6 @@ class TrialConfig(StrictModel):
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
-    seed: int = Field(0, ge=0, description="of weights, batches and augmentation")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of weights, batches and augmentation")
     # Sent to the worker, which measures the costs, but neither stored nor exported: it is a setting of the search.
     limits: LimitsConfig = Field(LimitsConfig(), exclude=True)

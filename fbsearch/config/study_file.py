@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from fbsearch.config.models import DataConfig, LimitsConfig, ModelConfig, StrictModel, TrainConfig, TrialConfig
+from fbsearch.config.models import (
+    MAX_STUDY_SEED,
+    DataConfig,
+    LimitsConfig,
+    ModelConfig,
+    StrictModel,
+    TrainConfig,
+    TrialConfig,
+)
 from fbsearch.config.space import DEFAULT_SPACE, FIELDS, SECTIONS, Dimension, check_space, corners, grid_points
 from fbsearch.config.yaml_format import describe_errors, dump_dimension, read_yaml, to_flow_yaml, validate_content
 from fbsearch.errors import ConfigError
@@ -30,7 +38,9 @@ class SearchConfig(StrictModel):
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = Field(
         "successive_halving", description="median | successive_halving | hyperband | none"
     )
-    seed: int = Field(0, ge=0, description="of the sampler; a trial's own seed is this plus its number")
+    seed: int = Field(
+        0, ge=0, le=MAX_STUDY_SEED, description="of the sampler; a trial's own seed is this plus its number"
+    )
     limits: LimitsConfig = Field(
         LimitsConfig(), description="most parameters, FLOPs an image, MiB of training; null is no limit"
     )

@@ -29,6 +29,7 @@ from fbsearch.config.models import MAX_PIXELS
 from fbsearch.data.decode import Bytes, broken_image, decode_file, probe
 from fbsearch.data.image_tree import ImageFile, ImageFiles, Ints
 from fbsearch.errors import DataError
+from fbsearch.files import expand_home
 
 ProgressCallback: TypeAlias = Callable[[str], None]
 
@@ -109,7 +110,7 @@ def load_images(
 
 def cache_folder() -> Path:
     """Return the folder of decoded images and locks: `$FBSEARCH_CACHE`, else `~/.cache/fbsearch`."""
-    return Path(os.environ.get("FBSEARCH_CACHE") or "~/.cache/fbsearch").expanduser()
+    return expand_home(os.environ.get("FBSEARCH_CACHE") or "~/.cache/fbsearch")
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from typing import Any
 import optuna
 import pandas as pd
 import yaml
-from pydantic import ValidationError
 
 from fbsearch.config.export_file import dump_export
 from fbsearch.errors import StorageError
@@ -142,7 +141,7 @@ def _exports_of_best(study: optuna.Study, top: int) -> list[str]:
     """Return an export file of each of the best; none if an older version did not store what an export needs."""
     try:
         export = export_best(study, top=top)
-    except (StorageError, KeyError, ValidationError):
+    except StorageError:
         return []
     return [dump_export(export.model_copy(update={"configs": (config,)})) for config in export.configs]
 

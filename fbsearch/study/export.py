@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial
+from pydantic import ValidationError
 
 from fbsearch.config.export_file import Export, Searched
 from fbsearch.errors import ConfigError, StorageError
@@ -25,10 +26,20 @@ JSON_TABLE = FileKind("table of trials of fbsearch", b'"trial":0,')
 
 
 def export_best(study: optuna.Study, *, top: int) -> Export:
-    """Return the `top` best configurations of a study. StorageError if no trial is complete yet."""
+    """Return the `top` best configurations of a study. StorageError if no trial is complete yet, or one is damaged."""
     best = best_trials(study, top)
     if not best:
         raise StorageError(f"the study {study.study_name!r} has no complete trial yet; `fbsearch run` goes on with it")
+    try:
+        return _export(study, best)
+    except (KeyError, TypeError, AttributeError, ValidationError):  # there may be anything in a database
+        raise StorageError(
+            f"the best trials of the study {study.study_name!r} cannot be exported: it was made by another version of "
+            "fbsearch, or is damaged"
+        ) from None
+
+
+def _export(study: optuna.Study, best: list[FrozenTrial]) -> Export:
     dataset, records = stored_dataset(study), [TrialRecord.of(trial) for trial in best]
     shape = {key: dataset[key] for key in ("num_classes", "in_channels", "image_size")}
     configs = [

@@ -70,15 +70,14 @@ def test_a_file_of_another_kind_is_kept_without_force(
 
 
 @pytest.mark.parametrize("command", ["export", "report", "init"])
-def test_a_link_and_a_device_are_never_written_over(
-    fbsearch: Fbsearch, made: str, tmp_path: Path, command: str
-) -> None:
+def test_a_link_and_a_pipe_are_never_written_over(fbsearch: Fbsearch, made: str, tmp_path: Path, command: str) -> None:
     (tmp_path / "link").symlink_to("/dev/null")
-    for target in ("link", "/dev/null"):
+    os.mkfifo(tmp_path / "pipe")
+    for target in ("link", "pipe"):
         place = [target] if command == "init" else ["--output", target]
         code, _, errors = fbsearch(command, *place, "--force")
         assert code == 1 and errors.startswith(f"error: {target}: is ") and "`-` (standard output)" in errors
-    assert (tmp_path / "link").is_symlink() and Path("/dev/null").is_char_device()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "pipe").is_fifo()
 
 
 def test_a_dash_is_standard_output_and_messages_go_elsewhere(fbsearch: Fbsearch, made: str, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_resolve_stem_named_stays(stem: str) -> None:
     pattern=st.sampled_from(FractalPatternType),
     learning_rate=st.floats(1e-300, 1e300),
     clip=st.none() | st.floats(1e-3, 10),
-    seed=st.integers(0, 2**63),
+    seed=st.integers(0, 2**32 - 1),
 )
 def test_trial_config_survives_json(
     levels: list[int],
