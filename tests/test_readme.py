@@ -26,6 +26,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"^    (?:pip install uv && )?uv run (.*?)\s*(?:#.*)?$", flags=re.MULTILINE)
 MODEL = re.compile(r"^    MODEL=\$\(ls -d (\S+) \| head -n 1\)$", flags=re.MULTILINE)
 COMMANDS = COMMAND.findall(README)
+SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 PORTUGUESE = (ROOT / "README.pt-BR.md").read_text(encoding="utf-8")
 
 
@@ -66,6 +67,11 @@ def use_few_images(path: Path) -> None:
 def test_readme_names_the_main_commands() -> None:
     assert COMMANDS[:2] == ["fbsearch run --trials 100", "pytest"]
     assert len([command for command in COMMANDS if command.startswith("fbsearch")]) >= 6
+
+
+def test_security_names_only_files_that_exist() -> None:
+    named = re.findall(r"`((?:fbsearch|tests)/[\w/]+\.py)`", SECURITY)
+    assert len(named) > 10 and [path for path in named if not (ROOT / path).is_file()] == []
 
 
 @pytest.mark.slow

@@ -201,6 +201,7 @@ def test_report_escapes_names_everywhere(storage: RDBStorage) -> None:
     assert "alert('x')" not in "".join(page.scripts)
     assert page.text.count(SCRIPT) >= 4
     assert "<script>alert" not in page.source
+    assert "content=\"default-src 'none'; script-src 'unsafe-inline'; " in page.source, "nor may a script connect"
 
 
 def test_report_keeps_script_ends_out_of_its_data(storage: RDBStorage) -> None:
