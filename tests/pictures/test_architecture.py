@@ -125,6 +125,9 @@ def test_summary_command_shows_a_table_json_and_a_drawing(
     code, output, errors = run(tmp_path / "best.yaml", "--plot", plot)
     assert (code, errors) == (0, "") and "fractal_stages.1.0" in output and str(plot.name) in output
     assert "s, rank 1" in texts(plot.read_text())
+    assert run(tmp_path / "best.yaml", "--plot", plot)[0] == 0, "over its own kind"
+    plot.write_text("mine")
+    assert run(tmp_path / "best.yaml", "--plot", plot)[0] == 1 and plot.read_text() == "mine"
     code, output, _ = run(tmp_path / "best.yaml", "--json")
     cost = measure_cost(config.model, ImageShape(num_classes=10, in_channels=3, image_size=16))
     found = json.loads(output)

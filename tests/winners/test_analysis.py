@@ -174,7 +174,13 @@ def test_device_that_is_not_there_says_so(export):
 
 
 @pytest.mark.parametrize(
-    ("study", "folder"), [("tiny", "tiny"), ("../../up", "_.._up"), ("a b/c", "a_b_c"), ("'..'", "study")]
+    ("study", "folder"),
+    [
+        ("tiny", "tiny"),
+        ("../../up", "_.._up~29b18949100a"),
+        ("a b/c", "a_b_c~539138d51839"),
+        ("'..'", "study~5ec1f7e700f3"),
+    ],
 )
 def test_command_writes_below_reports_whatever_the_study_is_called(export, study, folder, monkeypatch, capsys):
     export.write_text(EXPORT.format(study=study).replace("epochs: 2", "epochs: 1"), encoding="utf-8")

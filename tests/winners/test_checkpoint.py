@@ -17,7 +17,7 @@ from fbsearch.config.choices import ModelFormat
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.errors import ConfigError, StorageError
-from fbsearch.files import write_whole
+from fbsearch.files import check_output, write_whole
 from fbsearch.winners.checkpoint import (
     ModelCard,
     TrainedModel,
@@ -28,7 +28,7 @@ from fbsearch.winners.checkpoint import (
     save_model,
     save_state,
 )
-from fbsearch.winners.model_export import EXPORT_ENDINGS, export_model
+from fbsearch.winners.model_export import EXPORT_ENDINGS, EXPORTED_MODEL, export_model
 
 PLACE = "give the same command again"
 
@@ -273,6 +273,7 @@ def test_export_torch_program_gives_the_same_logits(model: TrainedModel, tmp_pat
         torch.testing.assert_close(program(images_BCHW / 255), live_logits(model, images_BCHW), rtol=1e-4, atol=1e-4)
     assert files["model.yaml"] == (model.folder / "model.yaml").read_text()
     assert [file.name for file in path.parent.iterdir()] == ["model.pt2"]
+    check_output(path, kind=EXPORTED_MODEL, force=False)  # it may be written again
 
 
 @pytest.mark.slow
@@ -281,6 +282,7 @@ def test_export_onnx_gives_the_same_logits(model: TrainedModel, tmp_path: Path) 
     pytest.importorskip("onnxscript")
     path = tmp_path / "model.onnx"
     assert export_model(model, path, kind="onnx") < 1e-4
+    check_output(path, kind=EXPORTED_MODEL, force=False)  # it may be written again
     session = onnxruntime.InferenceSession(path)
     assert session.get_modelmeta().custom_metadata_map["model.yaml"] == (model.folder / "model.yaml").read_text()
     for batch in (1, 4, 33):
