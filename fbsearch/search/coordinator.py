@@ -62,13 +62,15 @@ class Coordinator:
         max_duplicates: int = MAX_DUPLICATES_IN_A_ROW,
         max_infeasible: int = MAX_INFEASIBLE_IN_A_ROW,
         num_with_attention: int = NUM_SHOWN,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Search with the workers of `executor` until the study has `num_trials` finished trials, or `timeout` seconds.
 
         A worker is killed that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch if that is
         None. `show` is called with the state and each event, or None. `claim` is the claim on the study; None is that
         of the only coordinator. `max_duplicates` and `max_infeasible` known or too large configurations in a row end
-        the search. The attention maps of the `num_with_attention` best trials are stored.
+        the search. The attention maps of the `num_with_attention` best trials are stored. `clock` gives the seconds by
+        which a worker hangs.
         """
         self.study, self.config, self._show = study, config, show
         self._claim = claim or StudyClaim()
@@ -78,7 +80,7 @@ class Coordinator:
         self._quota = Quota(study, self._claim, self.state)
         self._proposals = Proposals(study, config, quota=self._quota, max_duplicates=max_duplicates)
         self._failure_policy = FailurePolicy(study, config, max_infeasible=max_infeasible)
-        self._num_with_attention = num_with_attention
+        self._num_with_attention, self._clock = num_with_attention, clock
         self._environment: dict[str, Any] = {}
 
     def run(self) -> SearchState:
@@ -104,7 +106,7 @@ class Coordinator:
         while not self._is_over():
             self._hand_out()
             self._receive()
-            self._pool.kill_hung(time.monotonic())
+            self._pool.kill_hung(self._clock())
             self._show(self.state, None)
         while self._pool.has_events:  # received while the database was away
             self._receive()

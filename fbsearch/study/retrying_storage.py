@@ -60,6 +60,7 @@ class RetryingStorage(RDBStorage):
         self, *args: Any, file: SqliteFile | None = None, timeout_seconds: float = TIMEOUT_SECONDS, **kwargs: Any
     ) -> None:
         self.timeout_seconds, self._file = timeout_seconds, file
+        self.max_pause_seconds = MAX_PAUSE_SECONDS
         self.on_retry: OnRetry | None = None
         self._away_since: float | None = None
         super().__init__(*args, **kwargs)
@@ -88,8 +89,8 @@ class RetryingStorage(RDBStorage):
                 if self._file is not None and not self._file.is_in_place():
                     raise self._file.save_lost(self.engine)
                 return result
-            time.sleep(pause)
-            pause, is_again = min(2 * pause, MAX_PAUSE_SECONDS), True
+            time.sleep(min(pause, self.max_pause_seconds))
+            pause, is_again = 2 * pause, True
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """Make a trial once. Optuna's own method makes another one where only the answer was lost."""
