@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,13 +25,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psutil
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
+from PIL import Image
 from postgres_server import PostgresServer
 from ray_cluster import NODE, cluster
+from sklearn.datasets import load_digits
 from small_disk import fill, mounted
 
 from fbsearch.errors import StorageError
@@ -40,7 +44,7 @@ from fbsearch.study.trial_record import is_finished
 
 STUDY = """
 name: chaos
-data: {limit: 120}
+data: {name: folder, root: images, image_size: 8}
 model: {base_channels: 4, pattern_resolution: 8}
 train: {epochs: 6}
 space:
@@ -79,6 +83,7 @@ class Sabotage:
     def __init__(self, folder: Path, *, where: str, seed: int, num_trials: int, storage: str, run: list[str]) -> None:
         self.folder, self.where, self.seed, self.num_trials, self.storage = folder, where, seed, num_trials, storage
         (folder / "chaos.yaml").write_text(STUDY)
+        write_images(folder / "images")
         self._command = [sys.executable, "-m", "fbsearch", "run", "chaos.yaml", "--trials", str(num_trials), *run]
         self._random = random.Random(seed)
         self._coordinators: dict[int, subprocess.Popen[bytes]] = {}
@@ -89,6 +94,8 @@ class Sabotage:
         self._struck: list[psutil.Process] = []
         self._database: optuna.storages.RDBStorage | None = None
         self._study: optuna.Study | None = None
+        self._timer: threading.Timer | None = None
+        self._problems: list[str] = []
 
     def go(self, plan: dict[str, tuple[int, Callable[[], None]]], *, num_coordinators: int) -> Outcome:
         """Search to the end; `plan` gives each kind of fault: how often, and what does it."""
@@ -115,7 +122,7 @@ class Sabotage:
             for worker in self._struck:  # one that hangs cannot see that its coordinator was killed
                 with contextlib.suppress(psutil.Error):
                     worker.kill()
-        problems = [f"{kind} never struck" for _, _, kind, _ in strikes]
+        problems = [*self._problems, *(f"{kind} never struck" for _, _, kind, _ in strikes)]
         return self._check(problems, seconds=time.monotonic() - started)
 
     def _keep_running(self, num_coordinators: int) -> None:
@@ -131,7 +138,8 @@ class Sabotage:
                 self._errors.append("\n".join(log_file.read_text(errors="replace").splitlines()[-4:]))
                 time.sleep(1)
             with log_file.open("ab") as log:
-                environment = os.environ | {"FBSEARCH_STORAGE": self.storage}
+                cache = str(self.folder / "cache")
+                environment = os.environ | {"FBSEARCH_STORAGE": self.storage, "FBSEARCH_CACHE": cache}
                 self._coordinators[number] = subprocess.Popen(
                     self._command, cwd=self.folder, env=environment, stdout=log, stderr=log
                 )
@@ -151,21 +159,31 @@ class Sabotage:
 
     def kill_coordinator(self) -> None:
         """SIGKILL to one that runs."""
-        running = [process for process in self._coordinators.values() if process.poll() is None]
-        if running:
+        if running := self._running():
             self._random.choice(running).kill()
 
-    def _worker(self) -> psutil.Process | None:
-        """A worker process, of whichever coordinator."""
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        """The coordinators that run."""
+        return [process for process in self._coordinators.values() if process.poll() is None]
+
+    def _workers(self) -> list[psutil.Process]:
+        """The worker processes of all coordinators."""
         if self.where == "ray":
-            ours = [process for process in psutil.process_iter() if _is_actor(process)]
-            return self._random.choice(ours) if ours else None
+            return [process for process in psutil.process_iter() if _is_actor(process)]
         found = []
         for process in self._coordinators.values():
             with contextlib.suppress(psutil.Error):
                 children = psutil.Process(process.pid).children(recursive=True)
                 found += [child for child in children if _is_worker(child)]
-        return self._random.choice(found) if found else None
+        return found
+
+    def _wait_for(self, found: Callable[[], Any]) -> Any:
+        """Wait until a look finds something, and keep the coordinators running; None after a minute."""
+        deadline = time.monotonic() + 60
+        while not (what := found()) and time.monotonic() < deadline:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            self._keep_running(len(self._coordinators))
+        return what or None
 
     def kill_worker(self) -> None:
         """SIGKILL, as the kernel's OOM killer sends it."""
@@ -176,20 +194,73 @@ class Sabotage:
         self._signal_worker(signal.SIGSTOP)
 
     def _signal_worker(self, number: signal.Signals) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            worker = self._worker()
-            with contextlib.suppress(psutil.Error):
-                if worker is not None:
-                    worker.send_signal(number)
-                    self._struck.append(worker)
-                    return
-            time.sleep(SECONDS_BETWEEN_LOOKS)  # the coordinator has just been started
-            self._keep_running(len(self._coordinators))
+        workers = self._wait_for(self._workers)
+        worker = self._random.choice(workers) if workers else None
+        with contextlib.suppress(psutil.Error):
+            if worker is not None:
+                worker.send_signal(number)
+                self._struck.append(worker)
 
     def fill_disk(self) -> None:
         """Leave no room where the database lies, for a while."""
-        threading.Timer(SECONDS_OF_FULL_DISK, fill(self.folder).unlink).start()
+        self._timer = threading.Timer(SECONDS_OF_FULL_DISK, fill(self.folder).unlink)
+        self._timer.start()
+
+    def replace_database(self) -> None:
+        """Delete the database or put an older copy in its place; then do what the command says, and move it back."""
+        if self._timer is not None:
+            self._timer.join()  # without room there is nowhere to save it
+        path = Path(self.storage.removeprefix("sqlite:///"))
+        self._wait_for(lambda: [process for process in self._running() if _has_open(process.pid, path)])
+        holders = self._running()
+        self._close()
+        if self._random.random() < 0.5:
+            older = path.with_name("older.db")
+            shutil.copy(path, older)
+            older.replace(path)
+        else:
+            path.unlink()
+        self._wait_for_errors(holders, sign="while it was in use")
+        saved = list(path.parent.glob(f"{path.stem}-saved-*.db"))
+        if len(saved) != 1:
+            self._problems.append(f"the replaced database was saved as {saved}")
+            return
+        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            name.unlink(missing_ok=True)
+        saved[0].replace(path)
+
+    def change_images(self) -> None:
+        """Exchange the labels of two images and kill all workers: those that are started then are refused."""
+        workers = self._wait_for(self._workers) or []
+        holders = self._running()
+        one, other = (self.folder / "images" / "train" / f"{label}/{label}.png" for label in (3, 5))
+        before = one.read_bytes(), other.read_bytes()
+        one.write_bytes(before[1])
+        other.write_bytes(before[0])
+        for worker in workers:
+            with contextlib.suppress(psutil.Error):
+                worker.kill()
+        self._wait_for_errors(holders, sign="have changed")
+        one.write_bytes(before[0])
+        other.write_bytes(before[1])
+
+    def _wait_for_errors(self, holders: list[subprocess.Popen[bytes]], *, sign: str) -> None:
+        """Wait until these coordinators have ended; at least one of them with an error, unless all is finished."""
+        for process in holders:
+            process.wait(timeout=MOST_SECONDS)
+        if all(process.returncode == 0 for process in holders):
+            self._look()
+            if len(self._seen) < self.num_trials:
+                self._problems.append(f"no command ended with an error that says {sign!r}")
+        logs = "".join(log.read_text(errors="replace") for log in self.folder.glob("run-*.log"))
+        if any(process.returncode for process in holders) and sign not in logs:
+            self._problems.append(f"no error says {sign!r}")
+
+    def _close(self) -> None:
+        """Let go of the database that is looked at."""
+        if self._database is not None:
+            self._database.engine.dispose()
+        self._database = self._study = None
 
     # What must be true at the end
 
@@ -250,6 +321,21 @@ def best_problems(study: optuna.Study, finished: list[FrozenTrial]) -> Iterator[
         yield f"the best is {best and best.value}, by the curves {highest}"
 
 
+def write_images(folder: Path) -> None:
+    """Write 120 handwritten digits as an image tree of ten classes."""
+    digits = load_digits()
+    for number, (image, label) in enumerate(zip(digits.images[:120], digits.target[:120], strict=True)):
+        path = folder / "train" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15.9).astype("uint8")).save(path)
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(Path(file.path) == path for file in psutil.Process(pid).open_files())
+    return False
+
+
 def _is_actor(process: psutil.Process) -> bool:
     """Whether a process is a worker in the Ray cluster of this process; there may be other clusters."""
     with contextlib.suppress(psutil.Error):
@@ -278,6 +364,8 @@ def on_sqlite(folder: Path, *, seed: int, num_trials: int = 60, num_workers: int
             "worker hung": (1, sabotage.hang_worker),
             "coordinator killed": (2, sabotage.kill_coordinator),
             "disk full": (1, sabotage.fill_disk),
+            "database replaced": (1, sabotage.replace_database),
+            "images changed": (1, sabotage.change_images),
         }
         return sabotage.go(plan, num_coordinators=1)
 
@@ -299,6 +387,7 @@ def on_postgresql(folder: Path, *, seed: int, num_trials: int = 60, num_workers:
             "worker hung": (1, sabotage.hang_worker),
             "coordinator killed": (2, sabotage.kill_coordinator),
             "server stopped": (1, stop_server),
+            "images changed": (1, sabotage.change_images),
         }
         return sabotage.go(plan, num_coordinators=2)
 
@@ -321,6 +410,8 @@ def on_ray(folder: Path, *, seed: int, num_trials: int = 60, num_workers: int = 
             "worker hung": (1, sabotage.hang_worker),
             "coordinator killed": (1, sabotage.kill_coordinator),
             "node removed": (1, remove_node),
+            "database replaced": (1, sabotage.replace_database),
+            "images changed": (1, sabotage.change_images),
         }
         return sabotage.go(plan, num_coordinators=1)
 

@@ -15,7 +15,7 @@ def check(outcome: chaos.Outcome, num_trials: int) -> None:
 
 @pytest.mark.slow
 def test_study_on_sqlite_under_sabotage_ends_whole(tmp_path: Path) -> None:
-    check(chaos.on_sqlite(tmp_path, seed=0, num_trials=16, num_workers=2), 16)
+    check(chaos.on_sqlite(tmp_path, seed=0, num_trials=16, num_workers=1), 16)
 
 
 @pytest.mark.slow

