@@ -18,37 +18,43 @@ from fbsearch.network.blocks import (
     FractalNeuralBlock,
     draw_local_factors,
 )
-from fbsearch.network.model import FractalBrainNet
+from fbsearch.network.model import COARSE_SIDE, FractalBrainNet
 
 
 def plain_forward(net: FractalBrainNet, x_BCHW: Tensor) -> Tensor:
     """The net's logits [B, K]; in training it draws from torch's generator in the order that the net does."""
     columns_B = net._draw_columns(x_BCHW)
-    *stem, scale_processor = net.stem
-    x_BCHW = plain_scales(scale_processor, apply(stem, x_BCHW))
-    for block, scale_processor, downsample in net.fractal_stages:
-        x_BCHW = plain_scales(scale_processor, plain_block(block, x_BCHW, columns_B))
-        if isinstance(downsample, nn.Sequential):
-            x_BCHW = apply(downsample, x_BCHW)
+    x_BCHW = apply(net.stem, x_BCHW)
+    for stage in net.fractal_stages:
+        block, *others = stage
+        x_BCHW = apply(others, plain_block(block, x_BCHW, columns_B))
     return plain_head(net, x_BCHW)
 
 
 def apply(parts: list[nn.Module] | nn.Sequential, x_BCHW: Tensor) -> Tensor:
-    """torch's own modules, one after the other."""
+    """One module after the other; a Sequential is opened, so that only torch's own forwards are called."""
+    plain = {AdaptiveScaleProcessor: plain_scales, CerebralDynamicsModule: plain_dynamics}
     for part in parts:
-        x_BCHW = part(x_BCHW)
+        if isinstance(part, nn.Sequential):
+            x_BCHW = apply(part, x_BCHW)
+        else:
+            x_BCHW = plain[type(part)](part, x_BCHW) if type(part) in plain else part(x_BCHW)
     return x_BCHW
 
 
 def plain_masks(mask: FractalMask, like_BCHW: Tensor) -> list[Tensor]:
     """The four bands' masks, each [H, W]."""
+    if mask.is_absent:
+        return [like_BCHW.new_ones(like_BCHW.shape[-2:])] * 4
     m_HW = F.interpolate(
         mask.pattern_HW[None, None], size=like_BCHW.shape[-2:], mode="bilinear", align_corners=False
     )[0, 0]  # fmt: skip
     return [one.to(like_BCHW.dtype) for one in (m_HW, 1 - m_HW, m_HW * 0.5, torch.sin(math.pi * m_HW))]
 
 
-def plain_dynamics(module: CerebralDynamicsModule, x_BCHW: Tensor) -> Tensor:
+def plain_dynamics(module: CerebralDynamicsModule | nn.Identity, x_BCHW: Tensor) -> Tensor:
+    if isinstance(module, nn.Identity):
+        return x_BCHW
     alpha, beta = module.alpha_processing(x_BCHW), module.beta_processing(x_BCHW)
     gamma, theta = module.gamma_processing(x_BCHW), module.theta_processing(x_BCHW)
     m, inverse, half, sine = plain_masks(module.mask, alpha)
@@ -71,6 +77,8 @@ def plain_block(block: FractalNeuralBlock, x_BCHW: Tensor, columns_B: Tensor | N
 
 
 def plain_join(block: FractalNeuralBlock, deep_BCHW: Tensor, shallow_BCHW: Tensor, columns_B: Tensor | None) -> Tensor:
+    if block.fractal_attention is None:
+        return plain_mean(block, deep_BCHW, shallow_BCHW, columns_B)
     gates_B2HW = block.fractal_attention(torch.cat([deep_BCHW, shallow_BCHW], dim=1))
     if block.training and block.local_prob:
         factors_B2 = draw_local_factors(len(gates_B2HW), block.local_prob, gates_B2HW.device)
@@ -79,6 +87,20 @@ def plain_join(block: FractalNeuralBlock, deep_BCHW: Tensor, shallow_BCHW: Tenso
         lone_B2 = torch.stack([columns_B > 1, columns_B == 1], dim=1).to(gates_B2HW.dtype)
         gates_B2HW = torch.where((columns_B > 0)[:, None, None, None], lone_B2[:, :, None, None], gates_B2HW)
     return gates_B2HW[:, :1] * deep_BCHW + gates_B2HW[:, 1:] * shallow_BCHW
+
+
+def plain_mean(block: FractalNeuralBlock, deep_BCHW: Tensor, shallow_BCHW: Tensor, columns_B: Tensor | None) -> Tensor:
+    """FractalNet's join: of each sample the mean of the branches that survive."""
+    kept_B2 = torch.ones(len(deep_BCHW), 2, dtype=torch.bool)
+    if block.training and block.local_prob:
+        kept_B2 = draw_local_factors(len(deep_BCHW), block.local_prob, deep_BCHW.device) > 0
+    joined = []
+    for b, (deep_CHW, shallow_CHW) in enumerate(zip(deep_BCHW, shallow_BCHW, strict=True)):
+        kept = kept_B2[b].tolist()
+        if columns_B is not None and columns_B[b] > 0:
+            kept = [bool(columns_B[b] > 1), bool(columns_B[b] == 1)]
+        joined.append(sum(part for part, keep in zip((deep_CHW, shallow_CHW), kept, strict=True) if keep) / sum(kept))
+    return torch.stack(joined)
 
 
 def plain_scales(module: AdaptiveScaleProcessor, x_BCHW: Tensor) -> Tensor:
@@ -90,6 +112,10 @@ def plain_head(net: FractalBrainNet, x_BCHW: Tensor) -> Tensor:
     tokens_BNC = x_BCHW.flatten(2).transpose(1, 2)
     if net.config.global_attention == "pooled":
         tokens_BNC = tokens_BNC.mean(dim=1, keepdim=True)
+    if net.config.global_attention == "coarse" and max(x_BCHW.shape[2:]) > COARSE_SIDE:
+        cell = math.ceil(max(x_BCHW.shape[2:]) / COARSE_SIDE)
+        pooled_BCHW = F.avg_pool2d(x_BCHW, cell, ceil_mode=True, count_include_pad=False)
+        tokens_BNC = pooled_BCHW.flatten(2).transpose(1, 2)
     if net.global_attention is not None:
         tokens_BNC, _ = net.global_attention(tokens_BNC, tokens_BNC, tokens_BNC, need_weights=False)
     features_BC = tokens_BNC.mean(dim=1)

@@ -23,6 +23,7 @@ from fbsearch.config.study_file import StudyConfig, load_study_file
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.study.sampling import make_pruner, make_sampler, sample
+from fbsearch.training import optimizers
 from fbsearch.training.devices import choose_device
 from fbsearch.training.optimizers import make_scheduler
 
@@ -99,8 +100,10 @@ def objective(trial: optuna.Trial, study: StudyConfig, data: Dataset, device: to
 
 
 def make_optimizer(model: nn.Module, config: TrialConfig) -> torch.optim.Optimizer:
-    """Return torch's optimiser with its own defaults."""
+    """Return torch's optimiser with its own defaults; Muon of convolutions is fbsearch's, torch has none."""
     train = config.train
+    if train.optimizer == "muon":
+        return optimizers.make_optimizer(model, train)
     values: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
     if train.optimizer == "sgd":
         values |= {"momentum": train.momentum, "nesterov": train.momentum > 0}

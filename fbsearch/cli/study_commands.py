@@ -70,8 +70,8 @@ def run(
     """Search until the study has --trials finished trials. The same command goes on where one stopped."""
     from fbsearch.cli.live import make_view
     from fbsearch.cli.status import print_end
-    from fbsearch.data.sources import check_source
     from fbsearch.cli.terminal import SafeConsole
+    from fbsearch.data.sources import check_source
     from fbsearch.search.coordinator import Coordinator
     from fbsearch.study.database import open_storage, storage_errors
     from fbsearch.study.locks import claim_study

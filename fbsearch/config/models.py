@@ -6,7 +6,7 @@ The description of a field is its comment in the file that `fbsearch init` write
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 
 class FractalPatternType(StrEnum):
@@ -19,6 +19,21 @@ class FractalPatternType(StrEnum):
     DRAGON_CURVE = "dragon_curve"
 
 
+NO_PATTERN: Literal["none"] = "none"
+
+
+def _check_pattern(value: object) -> FractalPatternType | Literal["none"]:
+    if value == NO_PATTERN:
+        return NO_PATTERN
+    if isinstance(value, str) and value in {*FractalPatternType}:
+        return FractalPatternType(value)
+    raise ValueError(f"must be {', '.join(FractalPatternType)} or none")
+
+
+Pattern = Annotated[
+    FractalPatternType | Literal["none"],
+    BeforeValidator(_check_pattern, json_schema_input_type=Literal[(*map(str, FractalPatternType), NO_PATTERN)]),
+]
 DataName = Literal["digits", "folder", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "rrelu", "elu", "selu", "gelu", "silu", "swish", "mish", "hardswish",
@@ -84,22 +99,43 @@ class ModelConfig(StrictModel):
         description="one level for each stage; a block of level n has 2^n - 1 convolutions, 2^(n-1) deep",
     )
     base_channels: int = Field(
-        64, ge=4, le=4096, multiple_of=4, description="channels of the first stage; doubled in each of the next four"
+        64,
+        ge=4,
+        le=4096,
+        multiple_of=4,
+        description="channels of the first stage; `width_growth` times as many in each of the next four",
     )
-    pattern: FractalPatternType = Field(
+    width_growth: float = Field(
+        2.0, ge=1, le=4, description="channels of a stage, as a multiple of the stage's before; rounded to fours"
+    )
+    pattern: Pattern = Field(
         FractalPatternType.MANDELBROT,
-        strict=False,
-        description="mandelbrot | sierpinski | julia | cantor | dragon_curve",
+        description="mandelbrot | sierpinski | julia | cantor | dragon_curve | none (bands without masks)",
     )
     pattern_resolution: int = Field(
         32, ge=1, le=4096, description="the pattern is drawn at this size, then resized to each feature map"
     )
-    stem: Literal["auto", "conv7", "conv3"] = Field(
-        "auto", description="conv7 (7x7, stride 2) | conv3 (3x3, stride 1) | auto: conv3 up to 32 pixels"
+    dynamics: Literal["all", "last", "none"] = Field(
+        "all", description="dynamics modules: all: one for each convolution | last: one at the end of a block | none"
     )
-    global_attention: Literal["spatial", "pooled", "none"] = Field(
+    join: Literal["gates", "mean"] = Field(
+        "gates", description="of two branches: gates: learned weights at each position | mean: as FractalNet joins"
+    )
+    scale_processor: Literal["full", "stem", "none"] = Field(
+        "full", description="full: after the stem and each block | stem: after the stem only | none"
+    )
+    downsample: Literal["conv", "pool", "stride"] = Field(
+        "conv", description="between stages: conv (3x3, stride 2) | pool (maximum of 2x2) | stride (of the next block)"
+    )
+    stem: Literal["auto", "conv7", "conv3", "pool3", "patch2", "patch4"] = Field(
+        "auto",
+        description="conv7 (7x7, stride 2) | conv3 (3x3, stride 1) | pool3 (conv3, then the maximum of 2x2) | patch2, "
+        "patch4 (2x2, 4x4, its size as stride) | auto: conv3 up to 32 pixels",
+    )
+    global_attention: Literal["spatial", "coarse", "pooled", "none"] = Field(
         "spatial",
-        description="spatial: over the positions of the last map | pooled: over one token, as the reference | none",
+        description="spatial: over the positions of the last map | coarse: over at most 64 averaged positions | "
+        "pooled: over one token, as the reference | none",
     )
     drop_path: Literal["none", "local", "global", "mixed", "channel"] = Field(
         "local",
@@ -113,9 +149,21 @@ class ModelConfig(StrictModel):
     dropout: float = Field(
         0.2, ge=0, lt=1, description="before the classifier's first layer; half of it before the second"
     )
-    init: Literal["fan_in", "reference"] = Field(
-        "fan_in", description="fan_in: He for gates, bands and head | reference: as documented, learns slowly"
+    init: Literal["fan_in", "identity", "reference"] = Field(
+        "fan_in",
+        description="fan_in: He for gates, bands and head | identity: the same, dynamics begin as nothing | reference: "
+        "as documented, learns slowly",
     )
+
+    @property
+    def uses_mask(self) -> bool:
+        """Whether the pattern takes part in the computation."""
+        return self.pattern != "none" and self.dynamics != "none"
+
+    def stage_channels(self) -> list[int]:
+        """Return the channels of each stage; from the fifth on they grow no more."""
+        widths = [self.base_channels * self.width_growth ** min(i, 4) for i in range(len(self.fractal_levels))]
+        return [4 * int(width / 4 + 0.5) for width in widths]
 
     def resolve_stem(self, image_size: int) -> "ModelConfig":
         """Return the configuration with `stem: auto` replaced by the stem for images of `image_size` pixels."""
@@ -129,11 +177,11 @@ class TrainConfig(StrictModel):
 
     epochs: PositiveInt = Field(8, description="passes over the training images")
     batch_size: int = Field(64, ge=2, description="images a step")
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = Field(
-        "adamw", description="adamw | adam | sgd (Nesterov) | rmsprop"
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = Field(
+        "adamw", description="adamw | adam | sgd (Nesterov) | rmsprop | muon (of kernels; AdamW at rate / 10 elsewhere)"
     )
     learning_rate: float = Field(0.01, gt=0, description="highest learning rate of the schedule")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and rmsprop")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd, rmsprop and muon")
     weight_decay: float = Field(0.01, ge=0, description="of weights; biases and normalisation are left alone")
     schedule: Literal["one_cycle", "cosine", "constant", "halving"] = Field(
         "one_cycle", description="one_cycle | cosine | constant | halving (a tenth whenever the epochs left halve)"

@@ -158,10 +158,12 @@ class ConvNormActivation(nn.Sequential):
     """A convolution with padding, its BatchNorm, its activation, and the modules appended to them."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, activation: Activation
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, activation: Activation,
+        padding: int | None = None,
+    ) -> None:  # fmt: skip
+        padding = kernel_size // 2 if padding is None else padding
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=padding),
             nn.BatchNorm2d(out_channels),
             make_activation(activation, out_channels),
         )

@@ -6,23 +6,31 @@ load. The parts are in `blocks`.
 Suffixes: B batch, C channels, H height, W width, K classes, N tokens (positions); digits stand for themselves.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from functools import partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fbsearch.config.models import SMALL_IMAGE, FractalPatternType, ModelConfig
 from fbsearch.errors import ConfigError
 from fbsearch.messages import ImageShape
 from fbsearch.network.analysis import PatternAnalysis, analyze_maps
-from fbsearch.network.blocks import AdaptiveScaleProcessor, FractalMask, FractalNeuralBlock
+from fbsearch.network.blocks import AdaptiveScaleProcessor, CerebralDynamicsModule, FractalMask, FractalNeuralBlock
 from fbsearch.network.fused_ops import ConvNormActivation, mean_attention
 from fbsearch.network.patterns import generate_pattern
 
 # Global drop-path: the share of the samples that pass a single column (half, as in the FractalNet paper).
 GLOBAL_SHARE = 0.5
+
+# The kernel size of each stem's convolution, and the pixels along a side that become one position of its map.
+STEMS = {"conv7": (7, 2), "conv3": (3, 1), "pool3": (3, 2), "patch2": (2, 2), "patch4": (4, 4)}
+
+# `coarse` attention: the largest number of tokens along a side, and the fewest channels of a head.
+COARSE_SIDE = 4
+COARSE_HEAD_CHANNELS = 16
 
 # The sizes of the source documents, with the reference's stem; fields that they leave open have ModelConfig's defaults.
 SIZES = {
@@ -47,6 +55,8 @@ class _Headed(nn.Module):
     def _classify(self, x_BCHW: Tensor) -> Tensor:
         features_BC = x_BCHW.mean(dim=(2, 3))
         if self.global_attention is not None:
+            if self.config.global_attention == "coarse":
+                x_BCHW = average_cells(x_BCHW)
             pooled = self.config.global_attention == "pooled"
             tokens_BNC = features_BC[:, None] if pooled else x_BCHW.flatten(2).transpose(1, 2)
             features_BC = mean_attention(self.global_attention, tokens_BNC)
@@ -54,6 +64,12 @@ class _Headed(nn.Module):
             features_BC = features_BC + 0.1 * self.meta_learner(features_BC)
         logits_BK: Tensor = self.classifier(features_BC)
         return logits_BK
+
+
+def average_cells(x_BCHW: Tensor) -> Tensor:
+    """Return the map averaged over square cells, so that at most COARSE_SIDE of them lie along a side."""
+    cell = -(-max(x_BCHW.shape[2:]) // COARSE_SIDE)
+    return x_BCHW if cell == 1 else F.avg_pool2d(x_BCHW, cell, ceil_mode=True, count_include_pad=False)
 
 
 class FractalColumn(_Headed):
@@ -64,9 +80,8 @@ class FractalColumn(_Headed):
         self.config = net.config
         stages = []
         for stage in net.fractal_stages:
-            block, scale_processor, downsample = cast("nn.Sequential", stage)
-            chain = cast("FractalNeuralBlock", block).column(depth)
-            stages.append(nn.Sequential(chain, scale_processor, downsample))
+            block, *others = cast("FractalStage", stage)
+            stages.append(nn.Sequential(cast("FractalNeuralBlock", block).column(depth), *others))
         self.features = nn.Sequential(net.stem, *stages)
         self.global_attention, self.meta_learner = net.global_attention, net.meta_learner
         self.classifier = net.classifier
@@ -77,13 +92,29 @@ class FractalColumn(_Headed):
         return self._classify(self.features(x_BCHW))
 
 
+class FractalStage(nn.Sequential):
+    """A fractal block and the parts after it, each of which maps a feature map to one: dynamics, scales, downsampling.
+
+    The scale processor is child 1 and the downsampling child 2, as in the reference; an absent part is an Identity.
+    """
+
+    def forward(self, x_BCHW: Tensor, columns_B: Tensor | None = None) -> Tensor:
+        """Return the map after the stage; `columns_B` as in FractalNeuralBlock."""
+        block, *others = self
+        x_BCHW = block(x_BCHW, columns_B)
+        for part in others:
+            x_BCHW = part(x_BCHW)
+        return x_BCHW
+
+
 class FractalBrainNet(_Headed):
     """The whole network: images [B, in_channels, H, W] -> logits [B, num_classes].
 
     A stem; for each level of `config.fractal_levels` a stage (block, scale processor, and a convolution of stride 2
-    except after the last) with C_i = base_channels * 2^min(i, 4) channels; attention, meta-learner and classifier. For
-    S stages, H and W must be at least 2^(S - 1) with stem `conv3`, 2^S with `conv7`. `image_size` (pixels) is used
+    except after the last) with C_i = base_channels * width_growth^min(i, 4) channels; attention, meta-learner and
+    classifier. For S stages, H and W must be at least 2^(S - 1) times the stem's stride. `image_size` (pixels) is used
     only to resolve `stem: auto`; without it, auto means conv7. The resolved configuration is the attribute `config`.
+    ModelConfig's fields leave parts out or replace them by cheaper ones; its defaults are the documented network.
 
     Deviations from the reference, with the values of `config` that give its form: attention over positions (`pooled`),
     drop-path of whole paths (`channel`), fan-in initialisation of gates, bands and head (`reference`), the small stem
@@ -100,27 +131,14 @@ class FractalBrainNet(_Headed):
                 raise ConfigError(f"{name} is {value}; allowed: 1 or more")
         self.in_channels = in_channels
         resolution = config.pattern_resolution
-        self.mask = FractalMask(generate_pattern(config.pattern, resolution, resolution))
-
-        channels = config.base_channels
-        kernel_size, stride = (3, 1) if config.stem == "conv3" else (7, 2)
-        make_layer = partial(ConvNormActivation, activation=config.activation)
-        self.stem = make_layer(in_channels, channels, kernel_size, stride=stride)
-        self.stem.append(AdaptiveScaleProcessor(channels, activation=config.activation))
-        self.fractal_stages = nn.ModuleList()
-        for i, level in enumerate(config.fractal_levels):
-            stage_channels = config.base_channels * 2 ** min(i, 4)
-            block = FractalNeuralBlock(
-                level, channels, stage_channels, self.mask, config.drop_path,
-                drop_path_prob=config.drop_path_prob, activation=config.activation,
-            )  # fmt: skip
-            scale_processor = AdaptiveScaleProcessor(stage_channels, activation=config.activation)
-            downsample: nn.Module = nn.Identity()
-            if i < len(config.fractal_levels) - 1:
-                downsample = make_layer(stage_channels, stage_channels, 3, stride=2)
-            self.fractal_stages.append(nn.Sequential(block, scale_processor, downsample))
-            channels = stage_channels
-        self._build_head(channels, num_classes)
+        absent = config.pattern == "none"
+        self.mask = FractalMask(None if absent else generate_pattern(config.pattern, resolution, resolution))
+        self.stem = self._make_stem()
+        channels = config.stage_channels()
+        self.fractal_stages = nn.ModuleList(
+            self._make_stage(i, channels[max(i - 1, 0)], channels[i]) for i in range(len(channels))
+        )
+        self._build_head(channels[-1], num_classes)
         _initialise(self)
         # The blocks' memory format: the kernels then need no conversion in every forward pass.
         self.to(memory_format=torch.channels_last)
@@ -145,8 +163,7 @@ class FractalBrainNet(_Headed):
         x_BCHW = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
         attention_maps = []
         for stage in self.fractal_stages:
-            block, scale_processor, downsample = cast("nn.Sequential", stage)
-            x_BCHW = downsample(scale_processor(block(x_BCHW, columns_B)))
+            x_BCHW = stage(x_BCHW, columns_B)
             if return_attention_maps:
                 attention_maps.append(x_BCHW.mean(dim=1, keepdim=True))
         logits_BK = self._classify(x_BCHW)
@@ -184,11 +201,46 @@ class FractalBrainNet(_Headed):
                 module.training = flag
         return analyze_maps(self.fractal_pattern, attention_maps)
 
+    def _make_stem(self) -> nn.Sequential:
+        config, channels = self.config, self.config.base_channels
+        kernel_size, stride = STEMS[config.stem]
+        pooled = config.stem == "pool3"
+        stem = ConvNormActivation(
+            self.in_channels, channels, kernel_size, stride=1 if pooled else stride, activation=config.activation,
+            padding=0 if kernel_size == stride else kernel_size // 2,
+        )  # fmt: skip
+        if pooled:
+            stem.append(nn.MaxPool2d(2, ceil_mode=True))
+        if config.scale_processor != "none":
+            stem.append(AdaptiveScaleProcessor(channels, activation=config.activation))
+        return stem
+
+    def _make_stage(self, index: int, in_channels: int, channels: int) -> FractalStage:
+        config = self.config
+        block = FractalNeuralBlock(
+            config.fractal_levels[index], in_channels, channels, self.mask, config.drop_path,
+            drop_path_prob=config.drop_path_prob, activation=config.activation, dynamics=config.dynamics == "all",
+            join=config.join, stride=2 if index and config.downsample == "stride" else 1,
+        )  # fmt: skip
+        scale_processor: nn.Module = nn.Identity()
+        if config.scale_processor == "full":
+            scale_processor = AdaptiveScaleProcessor(channels, activation=config.activation)
+        downsample: nn.Module = nn.Identity()
+        if index < len(config.fractal_levels) - 1 and config.downsample == "conv":
+            downsample = ConvNormActivation(channels, channels, 3, stride=2, activation=config.activation)
+        elif index < len(config.fractal_levels) - 1 and config.downsample == "pool":
+            downsample = nn.MaxPool2d(2, ceil_mode=True)
+        parts: OrderedDict[str, nn.Module] = OrderedDict({"0": block})
+        if config.dynamics == "last":
+            parts["dynamics"] = CerebralDynamicsModule(channels, self.mask)
+        return FractalStage(OrderedDict(**parts, **{"1": scale_processor, "2": downsample}))
+
     def _build_head(self, channels: int, num_classes: int) -> None:
         config = self.config
         self.global_attention = None
         if config.global_attention != "none":
-            num_heads = max(heads for heads in range(1, 9) if channels % heads == 0)
+            widest = channels // COARSE_HEAD_CHANNELS if config.global_attention == "coarse" else 8
+            num_heads = max(heads for heads in range(1, max(1, min(8, widest)) + 1) if channels % heads == 0)
             self.global_attention = nn.MultiheadAttention(channels, num_heads, batch_first=True)
         self.meta_learner = None
         if config.continuous_learning:
@@ -204,7 +256,7 @@ class FractalBrainNet(_Headed):
         )
 
     def _check_images(self, x_BCHW: Tensor) -> None:
-        smallest = 2 ** (len(self.config.fractal_levels) - (self.config.stem == "conv3"))
+        smallest = STEMS[self.config.stem][1] * 2 ** (len(self.config.fractal_levels) - 1)
         if x_BCHW.ndim != 4 or x_BCHW.shape[1] != self.in_channels or min(x_BCHW.shape[2:]) < smallest:
             raise ConfigError(
                 f"images have shape {list(x_BCHW.shape)}; allowed: [B, {self.in_channels}, H, W] with H and W of "
@@ -244,7 +296,9 @@ def load_reference_state_dict(model: FractalBrainNet, state_dict: Mapping[str, T
     Raise ConfigError for a net of another kind, mask copies that differ, and keys that are missing, unexpected or of
     another shape; the error lists them all.
     """
+    parts = ("dynamics", "join", "scale_processor", "downsample", "width_growth")
     needed = {"stem": "conv7", "global_attention": "pooled", "activation": "gelu"}
+    needed |= {name: ModelConfig.model_fields[name].default for name in parts}
     for name, value in needed.items():
         if getattr(model.config, name) != value:
             raise ConfigError(
@@ -268,8 +322,9 @@ def _initialise(net: FractalBrainNet) -> None:
     `reference`: convolutions He normal, fan-out; Linear truncated normal, std 0.02. `fan_in`: He normal with fan-in
     for the gates, the bands and every Linear; with fan-out half of the gates' sigmoids start saturated, and with std
     0.02 the logits start at 5e-4. In both, norms are 1 and 0, biases 0; attention's input projection stays Xavier.
+    `identity`: `fan_in` with the norms of the dynamics modules at 0, so that each returns its input at first.
     """
-    fan_in = net.config.init == "fan_in"
+    fan_in = net.config.init != "reference"
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
             is_gate_or_band = ".fractal_attention." in name or name.endswith("_processing")
@@ -280,7 +335,8 @@ def _initialise(net: FractalBrainNet) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
         elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
-            nn.init.ones_(module.weight)
+            is_nothing = net.config.init == "identity" and isinstance(module, nn.LayerNorm)  # dynamics' alone
+            nn.init.constant_(module.weight, 0.0 if is_nothing else 1.0)
         else:
             continue
         nn.init.zeros_(module.bias)

@@ -19,7 +19,7 @@ from fbsearch.config.export_file import ExportedConfig
 from fbsearch.config.models import ModelConfig
 from fbsearch.files import FileKind
 from fbsearch.messages import ImageShape
-from fbsearch.network.model import FractalBrainNet
+from fbsearch.network.model import STEMS, FractalBrainNet
 from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.maps import color
 from fbsearch.pictures.svg import ARROW, FAINT, RULE, Canvas
@@ -29,6 +29,7 @@ PANEL = "#f6f8fa"
 # Colours of convolutions, by column from the shallowest to the eighth.
 COLUMN_COLORS = ("#a6d8d4", "#74bfc4", "#4aa0b5", "#2f7fa3", "#265f8f", "#234479", "#212d5e", "#1a1a40")
 JOIN_COLOR, SCALE_COLOR, STRIDE_COLOR, HEAD_COLOR = "#f2a33a", "#7fb069", "#9aa5b1", "#b48ead"
+DYNAMICS_COLOR = "#d98880"
 NESTS = ("#ffffff", "#eef3f8")
 LEAF_HEIGHT, PAD, JOIN_WIDTH, GAP = 22, 6, 8, 5
 MASK_PIXELS = 96
@@ -73,9 +74,9 @@ def list_layers(config: ModelConfig, shape: ImageShape) -> list[Layer]:
 def _parts(net: FractalBrainNet) -> Iterator[tuple[str, nn.Module]]:
     yield "stem", net.stem
     for i, stage in enumerate(net.fractal_stages):
-        for j, part in enumerate(cast("nn.Sequential", stage)):
+        for name, part in stage.named_children():
             if not isinstance(part, nn.Identity):
-                yield f"fractal_stages.{i}.{j}", part
+                yield f"fractal_stages.{i}.{name}", part
     for name in ("global_attention", "meta_learner", "classifier"):
         if getattr(net, name) is not None:
             yield name, getattr(net, name)
@@ -84,14 +85,19 @@ def _parts(net: FractalBrainNet) -> Iterator[tuple[str, nn.Module]]:
 def _kind(name: str, module: nn.Module, config: ModelConfig) -> str:
     """Describe a part in a few words."""
     if name == "stem":
-        kernel = "3x3" if config.stem == "conv3" else "7x7, stride 2"
-        return f"convolution {kernel}, scale processor"
+        kernel_size, stride = STEMS[config.stem]
+        scales = "" if config.scale_processor == "none" else ", scale processor"
+        halving = ", maximum of 2x2" if config.stem == "pool3" else f", stride {stride}" if stride > 1 else ""
+        return f"convolution {kernel_size}x{kernel_size}{halving}{scales}"
     if name.startswith("fractal_stages."):
-        level = config.fractal_levels[int(name.split(".")[1])]
+        _, stage, part = name.split(".")
+        level = config.fractal_levels[int(stage)]
         convolutions = "1 convolution" if level == 1 else f"{2**level - 1} convolutions, {2 ** (level - 1)} deep"
-        return (f"fractal block, level {level}: {convolutions}", "scale processor", "convolution 3x3, stride 2")[
-            int(name.split(".")[2])
-        ]
+        if int(stage) and config.downsample == "stride":
+            convolutions += ", stride 2"
+        downsample = "maximum of 2x2" if config.downsample == "pool" else "convolution 3x3, stride 2"
+        block = f"fractal block, level {level}: {convolutions}"
+        return {"0": block, "dynamics": "dynamics module", "1": "scale processor", "2": downsample}[part]
     if isinstance(module, nn.MultiheadAttention):
         return f"attention, {module.num_heads} heads, {config.global_attention}"
     return {"meta_learner": "features + 0.1 * meta(features)", "classifier": "two linear layers"}[name]
@@ -134,7 +140,7 @@ def draw_architecture(exported: ExportedConfig, layers: Sequence[Layer], *, titl
     x = _small_part(canvas, 30, middle, bottom, "images", str(exported.shape), "", fill="#e8ecf0")
     x = _small_part(canvas, x, middle, bottom, "stem", *_facts(by_name["stem"]), fill=SCALE_COLOR)
     for stage, level in enumerate(config.fractal_levels):
-        parts = [by_name.get(f"fractal_stages.{stage}.{part}") for part in range(3)]
+        parts = [by_name.get(f"fractal_stages.{stage}.{part}") for part in ("0", "dynamics", "1", "2")]
         x = _draw_stage(canvas, x, middle, bottom, stage, level, parts, leaf_width=leaf_width)
     heads = {"global_attention": "attention", "meta_learner": "meta-learner", "classifier": "classifier"}
     for name, label in heads.items():
@@ -142,7 +148,7 @@ def draw_architecture(exported: ExportedConfig, layers: Sequence[Layer], *, titl
             x = _small_part(canvas, x, middle, bottom, label, *_facts(by_name[name]), fill=HEAD_COLOR)
     width = max(x + 6, 760)
     _draw_head(canvas, config, layers, title=title, width=width)
-    _draw_legend(canvas, bottom + 112, highest)
+    _draw_legend(canvas, bottom + 112, config)
     return canvas.render(width, bottom + 136, title=title)
 
 
@@ -180,21 +186,29 @@ def _draw_stage(
     parts: Sequence[Layer | None], *, leaf_width: float,
 ) -> float:  # fmt: skip
     """Draw one stage in its panel; return the x where the next part begins."""
-    block, scale, down = parts
-    assert block is not None and scale is not None, "every stage has them"
+    block, dynamics, scale, down = parts
+    assert block is not None, "every stage has one"
     block_width = _block_width(level, leaf_width)
-    inside = block_width + 24 + 26 + (24 + 26 if down else 0)
+    inside = block_width + sum(24 + 26 for part in (dynamics, scale, down) if part)
     width = max(inside + 24, 150)
     top = 150.0
     canvas.rect(x, top, width, bottom + 64 - top, fill=PANEL, stroke=RULE, radius=8)
     canvas.text(x + width / 2, top + 18, f"stage {stage + 1}, level {level}", bold=True)
     at = x + (width - inside) / 2
     _draw_block(canvas, at, middle - _block_height(level) / 2, level, leaf_width, depth=0, column=1)
-    at = _arrow(canvas, at + block_width, middle)
-    for i, height in enumerate((24, 40, 56)):  # 1x1, 3x3 and 5x5 side by side
-        canvas.rect(at + 9 * i, middle - height / 2, 7, height, fill=SCALE_COLOR, radius=2)
+    at += block_width
+    if dynamics:
+        at = _arrow(canvas, at, middle)
+        for i in range(4):  # four bands, one above the other
+            canvas.rect(at, middle - 24 + 13 * i, 26, 9, fill=DYNAMICS_COLOR, radius=2)
+        at += 26
+    if scale:
+        at = _arrow(canvas, at, middle)
+        for i, height in enumerate((24, 40, 56)):  # 1x1, 3x3 and 5x5 side by side
+            canvas.rect(at + 9 * i, middle - height / 2, 7, height, fill=SCALE_COLOR, radius=2)
+        at += 26
     if down:
-        at = _arrow(canvas, at + 26, middle)
+        at = _arrow(canvas, at, middle)
         canvas.rect(at, middle - 24, 26, 48, fill=STRIDE_COLOR)
         canvas.text(at + 13, middle + 5, "\N{DIVISION SIGN}2", fill="white", bold=True)
     total = sum(layer.num_parameters for layer in parts if layer)
@@ -239,20 +253,35 @@ def _draw_head(canvas: Canvas, config: ModelConfig, layers: Sequence[Layer], *, 
         f"levels {list(config.fractal_levels)}, {config.base_channels} channels, stem {config.stem}, "
         f"{config.activation}, init {config.init}",
         f"drop-path {config.drop_path} {config.drop_path_prob:g}, dropout {config.dropout:g}, "
-        f"attention {config.global_attention}, mask {config.pattern.value} at {config.pattern_resolution} pixels",
+        f"attention {config.global_attention}, dynamics {config.dynamics}, {describe_mask(config)}",
     ]
     for i, line in enumerate(lines):
         canvas.text(30, 66 + 20 * i, line, size=12.5, anchor="start", fill=FAINT)
+    if not config.uses_mask:
+        return
     mask_HW = generate_pattern(config.pattern, config.pattern_resolution, config.pattern_resolution)
     left = width - 30 - MASK_PIXELS
     canvas.picture(left, 24, MASK_PIXELS, color(mask_HW))
-    canvas.text(left + MASK_PIXELS / 2, 136, config.pattern.value, size=11, fill=FAINT)
+    canvas.text(left + MASK_PIXELS / 2, 136, config.pattern, size=11, fill=FAINT)
 
 
-def _draw_legend(canvas: Canvas, y: float, highest: int) -> None:
+def describe_mask(config: ModelConfig) -> str:
+    """Return the mask's pattern and resolution, or that there is none."""
+    return f"mask {config.pattern} at {config.pattern_resolution} pixels" if config.uses_mask else "no mask"
+
+
+def _draw_legend(canvas: Canvas, y: float, config: ModelConfig) -> None:
+    """Draw the colours of the parts that the network has."""
+    highest, last = max(config.fractal_levels), len(config.fractal_levels) - 1
     entries = [(COLUMN_COLORS[column], f"column {column + 1}") for column in range(highest)]
-    entries += [(JOIN_COLOR, "join with learned gates"), (SCALE_COLOR, "scale processor 1x1, 3x3, 5x5")]
-    entries += [(STRIDE_COLOR, "convolution of stride 2")]
+    if highest > 1:
+        entries.append((JOIN_COLOR, "join with learned gates" if config.join == "gates" else "join: mean"))
+    if config.dynamics == "last":
+        entries.append((DYNAMICS_COLOR, "dynamics module"))
+    if config.scale_processor != "none":
+        entries.append((SCALE_COLOR, "scale processor 1x1, 3x3, 5x5"))
+    if last and config.downsample != "stride":
+        entries.append((STRIDE_COLOR, {"conv": "convolution of stride 2", "pool": "maximum of 2x2"}[config.downsample]))
     x = 30.0
     for fill, label in entries:
         canvas.rect(x, y - 10, 14, 12, fill=fill)

@@ -102,7 +102,9 @@ def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
     """Write a PNG of the masks that multiply the bands, at the resolution of each stage, on one scale from 0 to 1."""
     import torch
 
-    side = image_size if net.config.stem == "conv3" else (image_size + 1) // 2
+    from fbsearch.network.model import STEMS
+
+    side = -(-image_size // STEMS[net.config.stem][1])
     device, pattern_HW = next(net.parameters()).device, net.fractal_pattern.numpy()
     tiles = [[_enlarge(color(pattern_HW))]]
     labels = ["pattern\n{} x {}".format(*pattern_HW.shape)]
@@ -111,7 +113,7 @@ def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
         tiles.append([_enlarge(color(band_HW)) for band_HW in bands.values()])
         labels.append(f"stage {stage + 1}\n{side} x {side}")
         side = (side + 1) // 2
-    title = f"What the bands are multiplied by: {net.config.pattern.value}, dark 0, bright 1"
+    title = f"What the bands are multiplied by: {net.config.pattern}, dark 0, bright 1"
     write_whole(path, _png(_draw_grid(tiles, title=title, columns=list(bands), rows=labels)), way_out="")
 
 

@@ -240,14 +240,16 @@ def _thin(frame: "pd.DataFrame") -> "pd.DataFrame":
 def _files(trial: FrozenTrial, class_names: Sequence[str]) -> dict[str, bytes]:
     """Return the files of a trial: mask and attention maps as PNG, its epochs as CSV, which is shown as a table."""
     model = trial_config(trial).model
-    mask_HW = generate_pattern(model.pattern, model.pattern_resolution, model.pattern_resolution)
     table = io.StringIO()
     record = TrialRecord.of(trial)
     history = record.history or []
     writer = csv.DictWriter(table, fieldnames=list(history[0]))
     writer.writeheader()
     writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in history)
-    files = {f"mask-{model.pattern}.png": mask_png(mask_HW), "learning-curve.csv": table.getvalue().encode()}
+    files = {"learning-curve.csv": table.getvalue().encode()}
+    if model.uses_mask:
+        mask_HW = generate_pattern(model.pattern, model.pattern_resolution, model.pattern_resolution)
+        files = {f"mask-{model.pattern}.png": mask_png(mask_HW)} | files
     attention = record.attention
     drawn = attention and draw_stored_attention(attention, class_names)
     return files | ({"attention-maps.png": drawn} if drawn else {})

@@ -207,6 +207,8 @@ def winner_masks(best: pd.DataFrame) -> dict[str, Any] | None:
     model = best.iloc[0]["config"].get("model", {}) if len(best) else {}
     if not {"pattern", "pattern_resolution"} <= model.keys():
         return None
+    if "none" in (model["pattern"], model.get("dynamics")):
+        return None
     side = model["pattern_resolution"]
     mask_HW = generate_pattern(model["pattern"], side, side)
     fine_HW = generate_pattern(model["pattern"], MASK_PIXELS, MASK_PIXELS)

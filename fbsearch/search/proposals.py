@@ -138,6 +138,14 @@ def _normalize_model(model: dict[str, Any]) -> None:
         model["drop_path"] = "none"
     if model["drop_path"] in ("none", "global"):  # these do not use the probability
         model["drop_path_prob"] = None
+    if max(model["fractal_levels"]) == 1:
+        model["join"] = None
+    if len(model["fractal_levels"]) == 1:
+        model["downsample"] = model["width_growth"] = None
+    if model["dynamics"] == "none":
+        model["pattern"] = "none"
+    if model["pattern"] == "none":
+        model["pattern_resolution"] = None
 
 
 def _normalize_train(train: dict[str, Any]) -> None:

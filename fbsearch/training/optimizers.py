@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from fbsearch.config.models import TrainConfig
+from fbsearch.training.cycled_adam import CycledAdam
+from fbsearch.training.muon import Muon, is_hidden_kernel
 
 # The default of OneCycleLR, written down because it decides results.
 ONE_CYCLE_WARMUP_SHARE = 0.3
@@ -20,12 +22,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     On CUDA it never reads a tensor back to the host, so that a graph can hold its step (see `DeviceRates`).
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+    lr, momentum, on_cuda = config.learning_rate, config.momentum, parameters[0].is_cuda
+    kernels = [p for p in parameters if config.optimizer == "muon" and is_hidden_kernel(p)]
+    turned = set(kernels)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1 and p not in turned], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    lr, momentum, on_cuda = config.learning_rate, config.momentum, parameters[0].is_cuda
     match config.optimizer:
+        case "muon":
+            groups.append({"params": kernels, "orthogonal": True})
+            return Muon([group for group in groups if group["params"]], lr=lr, momentum=momentum)
         case "adam" | "adamw" if on_cuda and cycles_beta(config):
             return CycledAdam(groups, lr=lr, capturable=True, decoupled_weight_decay=config.optimizer == "adamw")
         case "adamw":
@@ -70,51 +77,6 @@ def make_scheduler(
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
     return schedulers.LambdaLR(optimizer, factor)
-
-
-class CycledAdam(torch.optim.Adam):
-    """Adam or AdamW whose learning rate and first beta may be tensors on the device.
-
-    torch's fused kernel takes the betas as Python numbers, which a CUDA graph would keep for ever, and its foreach
-    form reads a tensor beta back to the host, which a capture forbids. The result is the same up to rounding. All
-    parameters of a group are stepped together from the start, so that they share one step count.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter group once."""
-        assert closure is None
-        for group in self.param_groups:
-            lists: list[list[torch.Tensor]] = [[] for _ in range(6)]
-            self._init_group(group, *lists)  # type: ignore[no-untyped-call]
-            params, grads, means, squares, _, counts = lists
-            if params:
-                _step_adam(group, params, grads, means, squares, counts)
-
-
-def _step_adam(
-    group: dict[str, Any],
-    params: list[torch.Tensor],
-    grads: list[torch.Tensor],
-    means: list[torch.Tensor],
-    squares: list[torch.Tensor],
-    counts: list[torch.Tensor],
-) -> None:
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    torch._foreach_add_(counts, 1)
-    if group["weight_decay"] and group["decoupled_weight_decay"]:
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-    elif group["weight_decay"]:
-        grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-    torch._foreach_mul_(means, beta1)
-    torch._foreach_add_(means, torch._foreach_mul(grads, 1 - beta1))
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    divisors = torch._foreach_sqrt(squares)
-    torch._foreach_div_(divisors, (1 - beta2 ** counts[0]).sqrt())
-    torch._foreach_add_(divisors, group["eps"])
-    torch._foreach_mul_(divisors, (beta1 ** counts[0] - 1) / lr)
-    torch._foreach_addcdiv_(params, means, divisors)
 
 
 class DeviceRates:

@@ -106,6 +106,8 @@ def _write(
     config, info = trained.config, data.info
     paths = tuple(folder / name for name in ("attention.png", "masks.png", "dimension.html"))
     draw_attention(paths[0], trained, samples, [("trained", after), ("untrained", before)])
+    if config.pattern == "none" or config.dynamics == "none":
+        return Analysis((compare_nets(after, before),), paths[:1])
     draw_masks(paths[1], trained, image_size=info.image_size)
     page = plot_dimensions(config.pattern, config.pattern_resolution).to_html(include_plotlyjs=True)
     write_whole(paths[2], page, way_out="")

@@ -177,8 +177,8 @@ def test_study_file_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
         ("model: {fractal_levels: [2, 0]}", "model.fractal_levels.1: input should be greater than or equal to 1, "
          "found 0"),
         ("model: {base_channels: 10}", "model.base_channels: input should be a multiple of 4, found 10"),
-        ("model: {pattern: koch}", "model.pattern: input should be 'mandelbrot', 'sierpinski', 'julia', 'cantor' or "
-         "'dragon_curve', found 'koch'"),
+        ("model: {pattern: koch}", "model.pattern: must be mandelbrot, sierpinski, julia, cantor, dragon_curve or "
+         "none, found 'koch'"),
         ("train: {epochs: many}", "train.epochs: input should be a valid integer, found 'many'"),
         ("train: {epochs: 2, warmup_epochs: 2, schedule: cosine}", "train: warmup_epochs 2 must be below epochs 2"),
         ("name: 5", "name: input should be a valid string, found 5"),

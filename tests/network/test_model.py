@@ -596,7 +596,7 @@ def test_size_unknown_is_refused():
         ("fractal_levels", (2, 0), "greater than or equal to 1"), ("fractal_levels", (9,), "less than or equal to 8"),
         ("fractal_levels", (), "at least 1 item"), ("base_channels", 6, "multiple of 4"),
         ("pattern_resolution", 0, "greater than or equal to 1"), ("activation", "step", "'relu', 'leaky_relu'"),
-        ("pattern", "koch", "'mandelbrot', 'sierpinski', 'julia'"), ("stem", "conv5", "'auto', 'conv7' or 'conv3'"),
+        ("pattern", "koch", "mandelbrot, sierpinski, julia"), ("stem", "conv5", "'auto', 'conv7', 'conv3', 'pool3'"),
     ],
 )  # fmt: skip
 def test_config_that_cannot_be_built_names_the_field_and_what_can(field, value, allowed):

@@ -23,6 +23,11 @@ SAME_MODELS: list[Pair] = [
     ({"drop_path": "channel", "drop_path_prob": 0.0}, {"drop_path": "none"}),
     ({"drop_path": "mixed", "drop_path_prob": 0.0}, {"drop_path": "global"}),
     (NO_JOINS | {"drop_path": "local"}, NO_JOINS | {"drop_path": "none"}),
+    (NO_JOINS | {"drop_path": "none", "join": "mean"}, NO_JOINS | {"drop_path": "none", "join": "gates"}),
+    ({"downsample": "pool"}, {"downsample": "conv"}),
+    ({"width_growth": 1.0}, {"width_growth": 2.0}),
+    ({"dynamics": "none", "pattern": "julia"}, {"dynamics": "none", "pattern": "none"}),
+    ({"pattern": "none", "pattern_resolution": 8}, {"pattern": "none", "pattern_resolution": 16}),
 ]
 # The same training, with other random numbers drawn.
 ALIKE_MODELS: list[Pair] = [(NO_JOINS | {"drop_path": "global"}, NO_JOINS | {"drop_path": "none"})]
@@ -37,6 +42,9 @@ OTHER: list[Pair] = [
     (NO_JOINS | {"drop_path": "channel"}, NO_JOINS | {"drop_path": "none"}),
     ({"pattern": "julia"}, {"pattern": "cantor"}),
     ({"fractal_levels": (1, 2)}, {"fractal_levels": (2, 1)}),
+    ({"fractal_levels": (1, 2), "downsample": "pool"}, {"fractal_levels": (1, 2), "downsample": "conv"}),
+    ({"join": "mean"}, {"join": "gates"}),
+    ({"pattern": "none"}, {"pattern": "cantor"}),
 ]
 OTHER_TRAININGS: list[Pair] = [
     ({"optimizer": "sgd", "momentum": 0.5}, {"optimizer": "sgd", "momentum": 0.9}),

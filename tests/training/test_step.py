@@ -12,8 +12,9 @@ from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.messages import EpochStats, Execution
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.cuda_graph import restore_afterwards
+from fbsearch.training.cycled_adam import CycledAdam
 from fbsearch.training.loop import evaluate, train
-from fbsearch.training.optimizers import CycledAdam, DeviceRates, make_optimizer, make_scheduler
+from fbsearch.training.optimizers import DeviceRates, make_optimizer, make_scheduler
 from fbsearch.training.step import PADDING, Totals, add_evaluation, describe_execution, reason_for_eager
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -129,7 +130,7 @@ def test_cycled_adam_with_tensors_steps_as_with_numbers():
 # A rehearsal leaves nothing behind
 
 
-@pytest.mark.parametrize("optimizer_name", ["adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("optimizer_name", ["adamw", "sgd", "rmsprop", "muon"])
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_restore_afterwards_puts_everything_back(optimizer_name, steps_before):
     net = make_net(drop_path="mixed").train()
@@ -209,9 +210,9 @@ class TestOnAGpu:
 
     @pytest.mark.parametrize("drop_path", ["none", "local", "mixed", "channel"])
     @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
-    @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
+    @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop", "muon"])
     def test_graph_step_equals_the_eager_step(self, digits, deterministic, optimizer, schedule, drop_path):
-        rates = {"adamw": 0.005, "adam": 0.005, "sgd": 0.02, "rmsprop": 0.001}
+        rates = {"adamw": 0.005, "adam": 0.005, "sgd": 0.02, "rmsprop": 0.001, "muon": 0.02}
         settings = {"optimizer": optimizer, "schedule": schedule, "learning_rate": rates[optimizer]}
         eager, graph = (
             run(digits, graph=on, drop_path=drop_path, precision="fp32", clip_grad_norm=5.0, **settings)

@@ -105,6 +105,7 @@ def numbers(history: list[EpochStats]) -> list[tuple[float, ...]]:
         ("sgd", "cosine", {"warmup_epochs": 1.5, "keep_best": True}),
         ("rmsprop", "constant", {"early_stopping": 2, "keep_best": True, "learning_rate": 0.05}),
         ("adam", "one_cycle", {"precision": "bf16"}),
+        ("muon", "one_cycle", {"learning_rate": 0.05}),
     ],
 )
 def test_train_resumed_after_any_epoch_gives_the_same_numbers(

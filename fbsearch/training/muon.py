@@ -1,0 +1,80 @@
+"""Muon: orthogonalised updates for the kernels of convolutions, AdamW for everything else.
+
+Source: Jordan and others, "Muon: An optimizer for hidden layers in neural networks" (2024), and for kernels of constant
+norm Jordan's CIFAR-10 speed runs (airbench). Suffixes: R rows (output channels), N numbers of a row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fbsearch.training.cycled_adam import CycledAdam
+
+# AdamW's learning rate as a share of Muon's, so that one learning rate serves both.
+ADAMW_SHARE = 0.1
+# Three rounds leave singular values between 0.6 and 1.2, which trains as well as five.
+NUM_ROUNDS = 3
+# Kernels on fewer input channels than this read the image; their rows are too few numbers to be orthogonal.
+MIN_CHANNELS = 8
+
+
+def is_hidden_kernel(parameter: nn.Parameter) -> bool:
+    """Return true for the kernel of a convolution wider than 1x1 that reads feature maps.
+
+    1x1 convolutions are left out: the gates of a join and the bands end in no norm, so that their scale matters.
+    """
+    return parameter.ndim == 4 and parameter.shape[1] >= MIN_CHANNELS and parameter.shape[2:].numel() > 1
+
+
+class Muon(CycledAdam):
+    """Muon with Nesterov momentum for groups marked `orthogonal`, AdamW at ADAMW_SHARE of the rate for the others.
+
+    A kernel keeps the norm sqrt(R): a norm follows every such convolution of our networks, so that its scale is free,
+    and a learning rate of 0.05 always turns a kernel by about 5%. Weight decay is therefore without effect on them.
+    Rates may be numbers or tensors on the device, and no step reads anything back to the host.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        defaults = {"orthogonal": False, "momentum": momentum}
+        groups = [defaults | group for group in groups]
+        # capturable: the steps are counted on the device, as a step without a host needs it.
+        super().__init__(groups, lr=lr, capturable=True, decoupled_weight_decay=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter group once."""
+        assert closure is None
+        for group in self.param_groups:
+            if group["orthogonal"]:
+                for kernel in group["params"]:
+                    self._turn(kernel, group)
+            else:
+                self.step_group(group, lr=group["lr"] * ADAMW_SHARE)
+
+    def _turn(self, kernel: nn.Parameter, group: dict[str, Any]) -> None:
+        if kernel.grad is None:
+            return
+        state = self.state[kernel]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(kernel)
+        momentum, buffer = group["momentum"], state["momentum_buffer"]
+        buffer.mul_(momentum).add_(kernel.grad)
+        update_RN = orthogonalise(kernel.grad.add(buffer, alpha=momentum).flatten(1))
+        kernel.mul_(len(kernel) ** 0.5 / kernel.norm().clamp_min(1e-7))
+        kernel.sub_(update_RN.view(kernel.shape).mul_(group["lr"]))
+
+
+def orthogonalise(matrix_RN: Tensor) -> Tensor:
+    """Return a matrix with the singular vectors of the argument and all singular values near 1.
+
+    Newton-Schulz iteration with Muon's coefficients, which takes only matrix products.
+    """
+    is_tall = matrix_RN.shape[0] > matrix_RN.shape[1]
+    x = matrix_RN.T if is_tall else matrix_RN
+    x = x / x.norm().clamp_min(1e-7)
+    for _ in range(NUM_ROUNDS):
+        gram = x @ x.T
+        x = 3.4445 * x + torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315) @ x
+    orthogonal_RN: Tensor = x.T if is_tall else x
+    return orthogonal_RN
