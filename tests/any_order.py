@@ -1,23 +1,17 @@
 """Disturbances of a search in any order, drawn by hypothesis, and what must be true after each of them.
 
-    python tests/any_order.py --sequences 20000 --output reports/property-tests.md
-
 Simulated workers speak, fail, die and hang; their events are received early or late; the coordinator is killed between
 any two SQL statements, interrupted, started again for another N; another program locks the SQLite file; a second
 coordinator tries to begin. Coordinator, storage and file are the real ones.
 """
 
-import argparse
 import secrets
 import sqlite3
-import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,9 +19,8 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
-from search_invariants import ENDED, best_row, find_problems, read_rows
+from search_invariants import ENDED, best_row, check_settled, find_problems, read_rows
 from simulated_search import Command, Fuse, Killed, Lock
 
 from fbsearch.config.study_file import StudyConfig
@@ -44,17 +37,6 @@ WORKER_NUMBERS = st.integers(0, 2)
 ACCURACIES = st.integers(1, 9).map(lambda tenths: tenths / 10)
 NUMS_TRIALS = st.integers(1, 6)
 MOST_ROUNDS = 400
-SEQUENCES_OF_A_PART = 200
-INTRODUCTION = """# Searches disturbed in any order
-
-`python tests/any_order.py --sequences N --output reports/property-tests.md` draws sequences of disturbances with
-hypothesis: simulated workers speak, fail, die, hang and are heard early or late; the coordinator is killed between any
-two SQL statements, interrupted, and started again for another N; the SQLite file is locked; a second coordinator tries
-to begin. Coordinator, storage and file are the real ones. After each step, and at the end of each search, which then
-runs on undisturbed: at most N trials counted, none twice, none lost, nothing changed that had ended, every learning
-curve whole and as the worker told it, the best is the best, every running trial has a worker, every failed one its
-reason and its next attempt. A sequence that breaks one of these ends the command with the shortest one found.
-"""
 Opened = tuple[RetryingStorage, optuna.storages.RDBStorage, Fuse, sqlite3.Connection]
 
 
@@ -323,38 +305,8 @@ class SearchInAnyOrder(RuleBasedStateMachine):
         running = {row.number for row in rows if row.state == "RUNNING"}
         assert self.command is not None or self.was_killed or not running, f"nobody runs the trials {running}"
         if is_settled:
-            self._check_settled(rows, running)
-
-    def _check_settled(self, rows: Any, running: set[int]) -> None:
-        assert self.command is not None and self.command.coordinator is not None
-        state, workers = self.command.coordinator.state, self.command.workers.workers
-        assert running == {trial.trial.number for trial in state.running.values()}
-        for number, worker in state.pool.workers.items():
-            if worker.state == "busy":
-                assert worker.running is not None and workers[number].given == worker.running.trial.number
-            if worker.state == "waiting":
-                near = [other.state for other in state.pool.workers.values() if other.device == worker.device]
-                assert "busy" in near or "stopping" in near, f"worker {number} waits for nothing"
-            is_alone = worker.is_alone and worker.state == "busy"
-            near = [n for n, other in state.pool.workers.items() if other.device == worker.device and n != number]
-            assert not (is_alone and any(state.pool.workers[n].state in ("busy", "stopping") for n in near))
-        for row in rows:
-            if row.state == "RUNNING":
-                told = [event.stats.epoch for event in self.received.get(row.number, ()) if hasattr(event, "stats")]
-                assert list(row.curve) == told, f"trial {row.number}: {row.curve} is stored, {told} was told"
-        counted = [row for row in rows if row.is_counted]
-        assert self.num_before > self.command.num_trials or len(counted) + len(running) <= self.command.num_trials
-        assert (state.num_complete, state.num_pruned, state.num_failed, state.num_infeasible, state.num_duplicates) == (
-            sum(row.state == "COMPLETE" for row in counted),
-            sum(row.state == "PRUNED" for row in counted),
-            sum(row.state == "FAIL" and row.kind != "interrupted" for row in rows),
-            sum(row.is_infeasible for row in rows),
-            sum(row.is_duplicate for row in rows),
-        )
-        best = best_row(rows)
-        assert (state.best and state.best.number) == (best and best.number)
-        if len(counted) + len(running) < self.command.num_trials and state.pool.find_idle() is not None:
-            assert self.command.coordinator._proposals.exhausted, "a worker is idle though there is work"
+            assert self.command is not None
+            check_settled(self.command, rows, self.received, num_before=self.num_before)
 
     def teardown(self) -> None:
         """Let the search come to its end undisturbed: then it has exactly N, and the best is the best."""
@@ -386,50 +338,3 @@ class SearchInAnyOrder(RuleBasedStateMachine):
         self.counts["sequences to their end"] += 1
         self.counts["trials counted"] += counted
         self.counts["trials"] += len(rows)
-
-
-def run_sequences(folder: Path, *, num_sequences: int, num_steps: int, is_same: bool) -> Counter[str]:
-    """Draw sequences of up to `num_steps` steps, the same ones each time if `is_same`; return how often what struck."""
-    SearchInAnyOrder.folder = folder
-    SearchInAnyOrder.counts.clear()
-    chosen = settings(
-        max_examples=num_sequences,
-        stateful_step_count=num_steps,
-        derandomize=is_same,
-        database=None,
-        deadline=None,
-        print_blob=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    try:
-        run_state_machine_as_test(SearchInAnyOrder, settings=chosen)
-    finally:
-        SearchInAnyOrder.close()
-    return SearchInAnyOrder.counts
-
-
-def main() -> None:
-    """Draw many sequences in parts, each with a file of its own; write the counts after each part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=20_000)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
-    total: Counter[str] = Counter()
-    started = time.monotonic()
-    for _ in range(0, arguments.sequences, SEQUENCES_OF_A_PART):
-        with tempfile.TemporaryDirectory(prefix="fbsearch-any-order-") as folder:
-            total += run_sequences(
-                Path(folder), num_sequences=SEQUENCES_OF_A_PART, num_steps=arguments.steps, is_same=False
-            )
-        arguments.output.write_text(page(total, seconds=time.monotonic() - started), encoding="utf-8")
-
-
-def page(counts: Counter[str], *, seconds: float) -> str:
-    """The counts in Markdown."""
-    rows = "".join(f"| {what} | {count:,} |\n" for what, count in sorted(counts.items()))
-    return f"{INTRODUCTION}\n| in {seconds / 60:.0f} minutes | times |\n| --- | ---: |\n{rows}"
-
-
-if __name__ == "__main__":
-    main()

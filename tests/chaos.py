@@ -9,6 +9,7 @@ otherwise than well. Meanwhile, each fault strikes as soon as a number of trials
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import multiprocessing
@@ -37,6 +38,7 @@ from ray_cluster import NODE, cluster
 from sklearn.datasets import load_digits
 from small_disk import fill, mounted
 
+from fbsearch.bench.common import describe_machine, machine
 from fbsearch.errors import StorageError
 from fbsearch.study.database import open_storage
 from fbsearch.study.queries import best_trial
@@ -52,6 +54,20 @@ space:
   model.pattern: {choices: [mandelbrot, sierpinski, julia, cantor, dragon_curve]}
   train.learning_rate: {low: 0.003, high: 0.05, log: true}
 search: {pruner: median}
+"""
+EXPLANATION = """
+Each row is a study of short trials that runs as its user runs it: `fbsearch run`, and the same command again whenever
+it has ended otherwise than well. Faults strike as soon as a number of trials, drawn from the seed, is finished. SQLite
+has one coordinator with four workers on a disk of 24 MiB, which is filled for 5 s; PostgreSQL two coordinators with two
+workers each, and the server is stopped for 10 s; Ray one coordinator with three workers on three nodes, one of which is
+removed and another added, and stores in SQLite.
+
+`database replaced` deletes the SQLite file or puts an older copy in its place: the command must end with an error, and
+what it held must lie beside; it is moved back, as the error says. `images changed` exchanges two images of different
+classes and kills all workers: the command must end with an error that says so; the images are put back. At the end each
+study must have exactly the trials asked for, none running, none that was seen finished lost or changed, every learning
+curve whole, every failed trial its reason, and the best trial that the curves say. `(same command again after an
+error)` is a command that ended with an error and was given again; the errors stand below the table.
 """
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_OF_FULL_DISK = 5.0
@@ -444,6 +460,23 @@ def table(outcomes: list[Outcome]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
+def page(outcomes: list[Outcome], conditions: dict[str, Any], *, seeds: int, trials: int) -> str:
+    """The page of the report: what was done, on which machine, the table, and the errors that commands ended with."""
+    ends = Counter(
+        error.strip().splitlines()[-1][:300] for outcome in outcomes for error in outcome.errors if error.strip()
+    )
+    errors = "".join(f"- {count} times: `{line}`\n" for line, count in ends.most_common()) or "None.\n"
+    problems = "".join(
+        f"- {outcome.where}, seed {outcome.seed}: {problem}\n" for outcome in outcomes for problem in outcome.problems
+    )
+    head = f"""# What the chaos test did, and what was lost
+
+`python tests/chaos.py --seeds {seeds} --trials {trials} --output reports/chaos.md`, {datetime.date.today()}.
+{describe_machine(conditions)}.
+"""
+    return f"{head}{EXPLANATION}\n{table(outcomes)}\n## Problems\n\n{problems or 'None.'}\n\n## Ends\n\n{errors}"
+
+
 def sabotage_one(place: str, *, seed: int, num_trials: int) -> Outcome:
     """One study in a folder of its own, which is removed."""
     with tempfile.TemporaryDirectory(prefix="fbsearch-chaos-") as folder:
@@ -459,6 +492,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     outcomes: list[Outcome] = []
+    conditions = machine()
     # A process for each: Ray keeps a cluster's token as long as its process lives, and the next one has another.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
@@ -466,7 +500,8 @@ def main() -> None:
             for place in arguments.places.split(","):
                 outcomes.append(pool.submit(sabotage_one, place, seed=seed, num_trials=arguments.trials).result())
                 print(json.dumps(dataclasses.asdict(outcomes[-1])), flush=True)
-                arguments.output.write_text(table(outcomes), encoding="utf-8")
+                text = page(outcomes, conditions, seeds=arguments.seeds, trials=arguments.trials)
+                arguments.output.write_text(text, encoding="utf-8")
     sys.exit(1 if any(outcome.problems or outcome.num_lost or outcome.num_duplicated for outcome in outcomes) else 0)
 
 

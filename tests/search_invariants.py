@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from simulated_search import Command
+
 from fbsearch.messages import Epoch, Event, Failed, FailureKind, Finished, WorkerDied
+from fbsearch.search.state import SearchState
 
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 NOT_COUNTED_ATTEMPTS = (FailureKind.NODE_LOST, FailureKind.INTERRUPTED)
@@ -157,3 +160,44 @@ def best_row(rows: Sequence[Row]) -> Row | None:
     complete = [row for row in rows if row.state == "COMPLETE" and row.is_counted]
     by = lambda row: (-row.curve[max(row.curve)], row.attributes["num_parameters"], row.number)  # noqa: E731
     return min(complete, key=by, default=None)
+
+
+def check_settled(
+    command: Command, rows: Sequence[Row], received: Mapping[int, Sequence[Event]], *, num_before: int
+) -> None:
+    """Check a coordinator that waits and has handled all that it heard. `num_before`: counted when it began."""
+    assert command.coordinator is not None
+    state, num_trials = command.coordinator.state, command.num_trials
+    running = [row for row in rows if row.state == "RUNNING"]
+    counted = [row for row in rows if row.is_counted]
+    assert {row.number for row in running} == {trial.trial.number for trial in state.running.values()}
+    for row in running:
+        told = [event.stats.epoch for event in received.get(row.number, ()) if isinstance(event, Epoch)]
+        assert list(row.curve) == told, f"trial {row.number}: {row.curve} is stored, {told} was told"
+    assert num_before > num_trials or len(counted) + len(running) <= num_trials
+    assert (state.num_complete, state.num_pruned, state.num_failed, state.num_infeasible, state.num_duplicates) == (
+        sum(row.state == "COMPLETE" for row in counted),
+        sum(row.state == "PRUNED" for row in counted),
+        sum(row.state == "FAIL" and row.kind != "interrupted" for row in rows),
+        sum(row.is_infeasible for row in rows),
+        sum(row.is_duplicate for row in rows),
+    )
+    best = best_row(rows)
+    assert (state.best and state.best.number) == (best and best.number)
+    _check_workers(command, state)
+    if len(counted) + len(running) < num_trials and state.pool.find_idle() is not None:
+        assert command.coordinator._proposals.exhausted, "a worker is idle though there is work"
+
+
+def _check_workers(command: Command, state: SearchState) -> None:
+    """Check that each trial has the worker that the coordinator thinks, and its device to itself where it needs it."""
+    pool = state.pool.workers
+    for number, worker in pool.items():
+        others = [other.state for n, other in pool.items() if other.device == worker.device and n != number]
+        is_shared = "busy" in others or "stopping" in others
+        if worker.state == "busy":
+            assert worker.running is not None
+            assert command.workers.workers[number].given == worker.running.trial.number
+            assert not (worker.is_alone and is_shared), f"worker {number} is to be alone on {worker.device}"
+        if worker.state == "waiting":
+            assert is_shared, f"worker {number} waits for nothing"

@@ -1,9 +1,9 @@
-"""A search disturbed in any order stays whole, in a short form: `tests/any_order.py` draws many more sequences."""
+"""A search disturbed in any order stays whole, in a short form: `tests/property_tests.py` draws many more sequences."""
 
 from pathlib import Path
 
 import pytest
-from any_order import run_sequences
+from property_tests import run_sequences
 
 
 @pytest.mark.slow
