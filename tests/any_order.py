@@ -128,11 +128,13 @@ class SearchInAnyOrder(RuleBasedStateMachine):
             self._step(Killed())
 
     @precondition(lambda self: self.command is not None)
-    @rule()
-    def interrupt(self) -> None:
-        """Press Ctrl-C twice: the coordinator puts its trials back and ends."""
-        self.counts["interrupted"] += 1
-        self._step(KeyboardInterrupt())
+    @rule(is_twice=st.booleans())
+    def interrupt(self, is_twice: bool) -> None:
+        """Press Ctrl-C, once or twice: the coordinator puts its trials back and ends."""
+        assert self.command is not None and self.command.coordinator is not None
+        self.counts["interrupted twice" if is_twice else "interrupted"] += 1
+        self.command.coordinator._stop_criterion.is_interrupted = True  # only a main thread receives signals
+        self._step(KeyboardInterrupt() if is_twice else [])
 
     @precondition(lambda self: self.command is not None)
     @rule()
@@ -276,12 +278,13 @@ class SearchInAnyOrder(RuleBasedStateMachine):
             raise error
         if isinstance(error, SearchError):
             assert any(sign in str(error) for sign in ("in a row", "no images", "was not ready")), error
-        self.is_whole = error is None
+        self.is_whole = False
         if error is None:
             assert command.coordinator is not None
             state = command.coordinator.state
+            self.is_whole = state.end != "interrupted"
             counted = sum(row.is_counted for row in self._rows())
-            assert state.end in ("finished", "space_exhausted", "grid_exhausted"), state.end
+            assert state.end in ("finished", "space_exhausted", "grid_exhausted", "interrupted"), state.end
             assert state.end != "finished" or counted == max(command.num_trials, self.num_before)
             assert state.end != "space_exhausted" or not self.is_wide
 
