@@ -242,7 +242,7 @@ def test_folder_that_is_not_there_is_refused(tmp_path):
         load_dataset(folder_config(tmp_path / "none"))
 
 
-@pytest.mark.parametrize("name", ["folder", "mnist"])
+@pytest.mark.parametrize("name", ["folder", pytest.param("mnist", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("root", ["~nobody-at-all/x", "a\0b", "circle/x"])
 def test_root_that_is_no_path_is_refused(tmp_path, monkeypatch, name, root):
     monkeypatch.chdir(tmp_path)
