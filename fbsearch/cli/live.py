@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fbsearch.cli.status import best_line, describe, describe_counts, format_seconds, make_table
+from fbsearch.cli.status import best_line, cut_text, describe, describe_counts, format_seconds, make_table
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.messages import (
     CannotStart,
@@ -79,7 +79,7 @@ class LiveTable(Live):
                 continue
             epoch = f"{len(running.history)}/{running.config.train.epochs}"
             accuracy = f"{running.history[-1].val_accuracy:.2%}" if running.history else ""
-            what = describe(running.config, self._config.space)
+            what = cut_text(describe(running.config, self._config.space))
             table.add_row(str(worker), device, str(running.trial.number), epoch, accuracy, what)
         return table
 

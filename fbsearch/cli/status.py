@@ -159,10 +159,12 @@ def watch_table(study: optuna.Study) -> RenderableType:
         record = TrialRecord.of(trial)
         epochs = (record.config or {}).get("train", {}).get("epochs", "?")
         accuracy, device = f"{values[-1]:.2%}" if values else "", record.device or "starting"
-        now.add_row(str(trial.number), f"{len(values)}/{epochs}", accuracy, Text(device), Text(_describe_stored(trial)))
+        now.add_row(
+            str(trial.number), f"{len(values)}/{epochs}", accuracy, Text(device), cut_text(_describe_stored(trial))
+        )
     then = make_table("ended", "how", "configuration")
     for trial in latest:
-        then.add_row(str(trial.number), Text(_outcome(trial)), Text(_describe_stored(trial)))
+        then.add_row(str(trial.number), Text(_outcome(trial)), cut_text(_describe_stored(trial)))
     nothing = Text("no trial is running", style="dim")
     return Group(head, line, now if running else nothing, then if latest else Text())
 
@@ -175,11 +177,17 @@ def best_line(best: FrozenTrial | None, values: str) -> Text:
 
 
 def make_table(*names: str) -> Table:
-    """Return a table without lines; text that is too long is cut."""
+    """Return a table without lines. Where the terminal is narrow, only the last column is cut: see `cut_text`."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in names:
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in names[:-1]:
+        table.add_column(name, no_wrap=True)
+    table.add_column(names[-1])  # rich shrinks the columns that may be wrapped
     return table
+
+
+def cut_text(text: str) -> Text:
+    """Return text of the last column, which is cut and never wrapped."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _counts(trials: list[FrozenTrial]) -> str:

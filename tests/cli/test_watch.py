@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from fbsearch.cli.app import main
-from fbsearch.cli.status import watch_study, watch_table
+from fbsearch.cli.status import cut_text, make_table, watch_study, watch_table
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.study.database import open_storage
 from fbsearch.study.sampling import sample
@@ -157,3 +157,17 @@ def test_watch_without_a_terminal_says_what_ends_until_ctrl_c(study: optuna.Stud
             process.kill()
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == 2 and lines[0].startswith(f"{NAME}: ")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_narrow_terminal_cuts_the_configuration_and_nothing_else(width: int) -> None:
+    table = make_table("worker", "device", "trial", "epoch", "val acc", "configuration")
+    cells = ("10", "cpu x86_64", "1234", "12/15", "62.35%")
+    table.add_row(
+        *cells, cut_text("fractal_levels [1, 2], base_channels 16, pattern dragon_curve, learning_rate 0.0428")
+    )
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    header, row = console.file.getvalue().splitlines()
+    assert header.split() == ["worker", "device", "trial", "epoch", "val", "acc", "configuration"]
+    assert all(cell in row for cell in cells) and row.rstrip().endswith("…")
