@@ -64,6 +64,8 @@ class RetryingStorage(RDBStorage):
         self.on_retry: OnRetry | None = None
         self._away_since: float | None = None
         super().__init__(*args, **kwargs)
+        if file is not None:
+            file.hold()
 
     def retry(self, operation: Callable[[bool], R]) -> R:
         """Return the result of `operation`, which is told whether it was tried before. Raise its last error in the end.
@@ -87,7 +89,7 @@ class RetryingStorage(RDBStorage):
                 self._away_since = None
                 # After, not before: what the operation wrote went to the file that is open, and is saved with it.
                 if self._file is not None and not self._file.is_in_place():
-                    raise self._file.save_lost(self.engine)
+                    raise self._file.save_lost()
                 return result
             time.sleep(min(pause, self.max_pause_seconds))
             pause, is_again = 2 * pause, True

@@ -11,8 +11,6 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import sqlalchemy
-
 from fbsearch.errors import StorageError
 
 # How long a connection waits for a lock while it is made.
@@ -26,12 +24,13 @@ class SqliteFile:
     path: Path
     busy_seconds: int
     _identity: tuple[int, int] | None = field(default=None, init=False)  # device and inode, from the first connection
+    _held: sqlite3.Connection | None = field(default=None, init=False)
     _lost: str = field(default="", init=False)
 
     def connect(self) -> sqlite3.Connection:
         """Return a new connection. StorageError if the path leads to another file than before, or to none."""
         if not self.is_in_place():
-            raise StorageError(self._describe_loss())
+            raise StorageError(self._describe_loss()) if self._held is None else self.save_lost()
         connection = sqlite3.connect(self.path, timeout=OPEN_SECONDS, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -43,6 +42,13 @@ class SqliteFile:
         self._identity = self._identity or _identify(self.path)
         return connection
 
+    def hold(self) -> None:
+        """Keep a connection that nobody else uses, so that what the file holds can be saved at any time.
+
+        A pool drops its last connection where a rollback fails, on a full disk for one.
+        """
+        self._held = self.connect()
+
     def is_in_place(self) -> bool:
         """Return True if the path still leads to the file of the first connection. Takes 2 microseconds."""
         try:
@@ -52,18 +58,19 @@ class SqliteFile:
         except OSError:
             return True  # SQLite says what is wrong with the disk
 
-    def save_lost(self, engine: sqlalchemy.Engine) -> StorageError:
-        """Copy the file that the path does not lead to any more into a new one beside it; return the error to raise.
+    def save_lost(self) -> StorageError:
+        """Copy the held file, which the path does not lead to any more, to one beside it; return the error to raise.
 
         It is copied once, however often this is called.
         """
+        assert self._held is not None, "`hold` has opened it"
         if not self._lost:
             self._lost = self._describe_loss()
             now = datetime.datetime.now()
             saved = self.path.with_name(f"{self.path.stem}-saved-{now:%Y%m%d-%H%M%S}{self.path.suffix}")
             try:
-                _copy(engine, saved)
-            except (OSError, sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, StorageError) as error:
+                _copy(self._held, saved)
+            except (OSError, sqlite3.Error) as error:
                 self._lost += f"; it cannot be saved as {saved}: {error}"
             else:
                 self._lost += (
@@ -82,17 +89,14 @@ def _identify(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _copy(engine: sqlalchemy.Engine, target: Path) -> None:
-    """Copy the database of the engine's open connection to a new file, which is there whole or not at all."""
+def _copy(source: sqlite3.Connection, target: Path) -> None:
+    """Copy an open database to a new file, which is there whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been deleted, too
     partial = target.with_name(f".{target.name}.partial")
-    source = engine.raw_connection()
     try:
-        assert isinstance(source.driver_connection, sqlite3.Connection)
         with contextlib.closing(sqlite3.connect(partial)) as copied:
-            source.driver_connection.backup(copied)
+            source.backup(copied)
             copied.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
         partial.replace(target)
     finally:
-        source.close()
         partial.unlink(missing_ok=True)

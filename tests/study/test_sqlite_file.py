@@ -144,3 +144,17 @@ def test_search_whose_database_is_deleted_and_cannot_be_saved_says_so(tmp_path: 
 
     with pytest.raises(StorageError, match="was deleted or moved while it was in use; it cannot be saved as"):
         search(f"sqlite:///{folder}/s.db", num_trials=12, after=5, happens=delete)
+
+
+def test_search_whose_database_is_replaced_when_its_pool_holds_no_connection_saves_it(tmp_path: Path, url: str) -> None:
+    storage = open_storage(url, create=True, retries=True)
+    study = create_study(storage, CONFIG)
+    study.set_user_attr("before", "kept")
+    storage.engine.dispose()  # as after a rollback that failed on a full disk
+    (tmp_path / "fbsearch.db").unlink()
+    with pytest.raises(StorageError, match=r"was deleted or moved.*what it held is in .*-saved-"):
+        study.set_user_attr("after", 1)
+    (saved,) = tmp_path.glob("fbsearch-saved-*.db")
+    with opened(f"sqlite:///{saved}") as copy:
+        assert load_study(copy, "digits").user_attrs["before"] == "kept"
+    storage.engine.dispose()
