@@ -200,7 +200,7 @@ class SearchInAnyOrder(RuleBasedStateMachine):
         message=st.sampled_from(["a", "b"]),
     )
     def fail(self, number: int, kind: str, message: str) -> None:
-        if self._worker(number).can_fail:
+        if self._is_training(number):
             self.counts[f"trial failed: {kind}"] += 1
             self._worker(number).fail(FailureKind(kind), message)
 
@@ -227,21 +227,31 @@ class SearchInAnyOrder(RuleBasedStateMachine):
     @rule(number=WORKER_NUMBERS)
     def hang(self, number: int) -> None:
         """Let one worker be silent for longer than it may, while the others give signs of life."""
+        if not self._is_training(number):
+            return
+        self.counts["worker hung"] += 1
         for _ in range(3):
-            if self.command is None or self._worker(number).stage != "training" or self._worker(number).said:
+            if self.command is None or self._worker(number).stage != "training":
                 return
             for worker in self.command.workers.workers:
                 if worker is not self._worker(number) and worker.stage in ("starting", "idle", "training"):
                     worker.breathe()
             self.command.clock += 5.0
             self._receive(range(self.num_workers))
-        self.counts["worker hung"] += 1
 
     # What the rules are made of.
 
     def _worker(self, number: int) -> Any:
         assert self.command is not None
         return self.command.workers.workers[number % self.num_workers]
+
+    def _is_training(self, number: int) -> bool:
+        """Let all work until this worker trains; False if it does not come to that."""
+        for _ in range(4):
+            if self.command is None or self._worker(number).can_fail:
+                break
+            self._work(0.3)
+        return self.command is not None and self._worker(number).can_fail
 
     def _work(self, accuracy: float) -> None:
         if self.command is not None:
