@@ -30,7 +30,8 @@ from fbsearch.config.study_file import load_study_file, render_study
 from fbsearch.data.decode import Target, decode_file, probe
 from fbsearch.data.image_cache import Wanted, _read_entry
 from fbsearch.errors import FbsearchError, printable_lines
-from fbsearch.report.http_guard import Guard, listen
+from fbsearch.report.http_guard import Guard
+from fbsearch.report.http_server import listen
 from fbsearch.winners.checkpoint import load_card
 
 # An input of a few kilobytes takes no longer, on any machine.

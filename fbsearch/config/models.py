@@ -116,7 +116,7 @@ class ModelConfig(StrictModel):
         32, ge=1, le=4096, description="the pattern is drawn at this size, then resized to each feature map"
     )
     dynamics: Literal["all", "last", "none"] = Field(
-        "all", description="dynamics modules: all: one for each convolution | last: one at the end of a block | none"
+        "all", description="all: a dynamics module after each convolution | last: one at the end of each block | none"
     )
     join: Literal["gates", "mean"] = Field(
         "gates", description="of two branches: gates: learned weights at each position | mean: as FractalNet joins"
@@ -178,10 +178,11 @@ class TrainConfig(StrictModel):
     epochs: PositiveInt = Field(8, description="passes over the training images")
     batch_size: int = Field(64, ge=2, description="images a step")
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = Field(
-        "adamw", description="adamw | adam | sgd (Nesterov) | rmsprop | muon (of kernels; AdamW at rate / 10 elsewhere)"
+        "adamw",
+        description="adamw | adam | sgd (Nesterov) | rmsprop | muon (turns kernels by 10 rates; adamw elsewhere)",
     )
     learning_rate: float = Field(0.01, gt=0, description="highest learning rate of the schedule")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd, rmsprop and muon")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and rmsprop")
     weight_decay: float = Field(0.01, ge=0, description="of weights; biases and normalisation are left alone")
     schedule: Literal["one_cycle", "cosine", "constant", "halving"] = Field(
         "one_cycle", description="one_cycle | cosine | constant | halving (a tenth whenever the epochs left halve)"

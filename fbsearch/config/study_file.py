@@ -26,6 +26,15 @@ MAX_NAME = 200
 MAX_CORNERS = 2048
 
 
+# What a study file leaves out of `model` and `train`: the parts that pay in short runs, and ModelConfig's and
+# TrainConfig's defaults for the rest. Networks that are built in Python, and studies that are stored, have the latter.
+SHORT_RUN_MODEL = ModelConfig(
+    dynamics="last", join="mean", scale_processor="none", downsample="pool", global_attention="none",
+    drop_path="none", activation="relu", continuous_learning=False, dropout=0.0, init="identity",
+)  # fmt: skip
+SHORT_RUN_TRAINING = TrainConfig(epochs=6, optimizer="muon")
+
+
 class SearchConfig(StrictModel):
     """The settings of a search."""
 
@@ -51,8 +60,10 @@ class StudyConfig(StrictModel):
 
     name: str = Field("digits", min_length=1, max_length=MAX_NAME, description="the study's name in the database")
     data: DataConfig = Field(DataConfig(), description="which images")
-    model: ModelConfig = Field(ModelConfig(), description="the network; what `space` names is sampled instead")
-    train: TrainConfig = Field(TrainConfig(), description="one training run; what `space` names is sampled instead")
+    model: ModelConfig = Field(SHORT_RUN_MODEL, description="the network; what `space` names is sampled instead")
+    train: TrainConfig = Field(
+        SHORT_RUN_TRAINING, description="one training run; what `space` names is sampled instead"
+    )
     space: dict[str, Dimension] = Field(
         DEFAULT_SPACE,
         min_length=1,
@@ -97,6 +108,9 @@ class StudyConfig(StrictModel):
 def load_study_file(path: Path) -> StudyConfig:
     """Read and check a study file. Raises ConfigError, which lists all errors of the file."""
     content = read_yaml(path, maker=f"fbsearch init {path}")
+    for section, default in (("model", SHORT_RUN_MODEL), ("train", SHORT_RUN_TRAINING)):
+        if isinstance(content.get(section), dict):
+            content[section] = default.model_dump(mode="json", exclude_unset=True) | content[section]
     return validate_content(StudyConfig, content, path, check_further=_check_valid_dimensions)
 
 

@@ -149,9 +149,9 @@ def _normalize_model(model: dict[str, Any]) -> None:
 
 
 def _normalize_train(train: dict[str, Any]) -> None:
-    if train["optimizer"] in ("adamw", "adam"):
+    if train["optimizer"] in ("adamw", "adam", "muon"):
         train["momentum"] = None
-        if train["weight_decay"] == 0:
+        if train["optimizer"] == "adam" and train["weight_decay"] == 0:
             train["optimizer"] = "adamw"
     patience = train["early_stopping"]
     if patience is not None and patience >= train["epochs"] - 1:  # the first epoch is always the best so far

@@ -46,7 +46,8 @@ def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
             # n_min_trials, because duplicates count among the start-up trials and have no learning curve.
             return optuna.pruners.MedianPruner(10, n_warmup_steps=max(1, epochs // 4), n_min_trials=10)
         case "successive_halving":
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+            # The accuracy after the first epochs says little: of the best, half would be lost there.
+            return optuna.pruners.SuccessiveHalvingPruner(min_resource=-(-epochs // 4), reduction_factor=4)
         case "hyperband":
             return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
         case "none":

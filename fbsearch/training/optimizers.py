@@ -32,7 +32,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     match config.optimizer:
         case "muon":
             groups.append({"params": kernels, "orthogonal": True})
-            return Muon([group for group in groups if group["params"]], lr=lr, momentum=momentum)
+            return Muon([group for group in groups if group["params"]], lr=lr)
         case "adam" | "adamw" if on_cuda and cycles_beta(config):
             return CycledAdam(groups, lr=lr, capturable=True, decoupled_weight_decay=config.optimizer == "adamw")
         case "adamw":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.data.dataset import Dataset
 from fbsearch.errors import ConfigError
 from fbsearch.files import write_whole
@@ -156,7 +157,10 @@ def _read(path: Path) -> SeedResult | None:
 def compare_settings(run: Run, found: dict[str, Any], path: Path) -> None:
     """Raise a ConfigError that lists the differences between the settings of a run and those in its folder."""
     wanted = _flatten(run.settings())
-    before = _flatten(found)
+    # Fields that the version of then did not have: their defaults are its behaviour.
+    sections = {"data": DataConfig(), "model": ModelConfig(), "train": TrainConfig()}
+    defaults = _flatten({name: section.model_dump(mode="json") for name, section in sections.items()})
+    before = {name: value for name, value in defaults.items() if name in wanted} | _flatten(found)
     names = [name for name in wanted | before if wanted.get(name) != before.get(name)]
     if names:
         lines = [f"  {name}: {json.dumps(before.get(name))} -> {json.dumps(wanted.get(name))}" for name in names]

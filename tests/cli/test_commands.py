@@ -423,7 +423,7 @@ def test_run_changed_settings_say_what_changed_and_train_nothing(
     result = fbsearch("run", "study.yaml", "--device", "cpu", "--workers", "1", "--storage", searched)
     lines = error_of(result).splitlines()
     assert lines[1:] == [
-        "  train.epochs: 8 -> 3",
+        "  train.epochs: 6 -> 3",
         "their results cannot be compared; --name NAME starts a new study with these settings",
     ]
     opened = open_storage(searched)

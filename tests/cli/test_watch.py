@@ -62,7 +62,7 @@ def test_watch_shows_counts_best_running_and_latest_trials(study: optuna.Study) 
     assert lines[0].startswith(f"{NAME} 2 1 complete, 1 pruned, 1 failed, 2 running")
     assert lines[1].startswith("best 90.00% trial 0: fractal_levels [")
     running = lines[3:5]
-    assert running[0].startswith("3 2/8 61.00% cpu x86_64 fractal_levels [") and "learning_rate 0.0" in running[0]
+    assert running[0].startswith("3 2/6 61.00% cpu x86_64 fractal_levels [") and "learning_rate 0.0" in running[0]
     assert running[1].startswith("4 0/? starting")
     assert [line.split(":")[0].split(" fractal")[0] for line in lines[6:9]] == [
         "2 failed no [red]memory", "1 pruned 30.00% after epoch 1", "0 complete 90.00%",

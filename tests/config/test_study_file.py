@@ -11,7 +11,7 @@ import yaml
 
 from fbsearch.config.export_file import Export, ExportedConfig, SearchCompute, Searched, dump_export, load_export
 from fbsearch.config.models import DataConfig, ModelConfig, StrictModel, TrainConfig
-from fbsearch.config.study_file import StudyConfig, load_study_file, render_study
+from fbsearch.config.study_file import SHORT_RUN_MODEL, SHORT_RUN_TRAINING, StudyConfig, load_study_file, render_study
 from fbsearch.config.yaml_format import read_yaml
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import write_whole
@@ -30,11 +30,11 @@ data:
   seed: 0                    # of the split
 model:                       # any field of ModelConfig; what `space` names is sampled instead
   stem: auto
-  activation: gelu
+  activation: relu
 train:
-  epochs: 8
+  epochs: 6
   batch_size: 64
-  optimizer: adamw
+  optimizer: muon
   weight_decay: 0.01
   schedule: one_cycle
   label_smoothing: 0.1
@@ -80,7 +80,7 @@ def test_study_file_of_the_contract_is_the_default_study(tmp_path: Path) -> None
 
 def test_study_file_with_one_key_keeps_the_other_defaults(tmp_path: Path) -> None:
     study = load_study_file(write(tmp_path, "train: {epochs: 3}"))
-    assert study == StudyConfig(train=TrainConfig(epochs=3))
+    assert study == StudyConfig(train=SHORT_RUN_TRAINING.model_copy(update={"epochs": 3}))
 
 
 def test_committed_studies_are_there() -> None:
@@ -367,9 +367,9 @@ def test_study_file_that_is_a_folder_is_an_error(tmp_path: Path) -> None:
 def test_trial_takes_sampled_values_and_keeps_the_rest() -> None:
     study = StudyConfig(train=TrainConfig(epochs=3))
     trial = study.trial({"model.base_channels": 16, "model.fractal_levels": [1, 2], "train.learning_rate": 1}, seed=7)
-    assert trial.model == ModelConfig(base_channels=16, fractal_levels=(1, 2))
+    assert trial.model == SHORT_RUN_MODEL.model_copy(update={"base_channels": 16, "fractal_levels": (1, 2)})
     assert (trial.train.learning_rate, trial.train.epochs, trial.seed, trial.data) == (1.0, 3, 7, study.data)
-    assert study.model == ModelConfig()
+    assert study.model == SHORT_RUN_MODEL
 
 
 def test_trial_of_values_that_clash_is_an_error() -> None:
@@ -381,7 +381,17 @@ def test_corners_of_a_study_are_whole_trials() -> None:
     trials = list(StudyConfig().corners())
     assert len(trials) == 80
     assert {trial.model.base_channels for trial in trials} == {8, 24}
-    assert all(trial.train.epochs == 8 for trial in trials)
+    assert all(trial.train.epochs == 6 for trial in trials)
+
+
+def test_study_file_takes_what_it_leaves_out_from_the_parts_that_pay_and_the_rest_from_the_documents(
+    tmp_path: Path,
+) -> None:
+    study = load_study_file(write(tmp_path, "model: {dropout: 0.5, join: gates}\ntrain: {optimizer: sgd}"))
+    assert study.model == SHORT_RUN_MODEL.model_copy(update={"dropout": 0.5, "join": "gates"})
+    assert study.train == SHORT_RUN_TRAINING.model_copy(update={"optimizer": "sgd"})
+    stored = StudyConfig.model_validate({"model": {"dropout": 0.5}, "train": {"optimizer": "sgd"}})
+    assert (stored.model, stored.train) == (ModelConfig(dropout=0.5), TrainConfig(optimizer="sgd"))
 
 
 def test_corners_of_a_huge_space_end() -> None:

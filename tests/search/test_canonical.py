@@ -33,6 +33,7 @@ SAME_MODELS: list[Pair] = [
 ALIKE_MODELS: list[Pair] = [(NO_JOINS | {"drop_path": "global"}, NO_JOINS | {"drop_path": "none"})]
 SAME_TRAININGS: list[Pair] = [
     ({"momentum": 0.5}, {"momentum": 0.9}),
+    ({"optimizer": "muon", "momentum": 0.5}, {"optimizer": "muon", "momentum": 0.9}),
     ({"optimizer": "adam", "weight_decay": 0.0}, {"optimizer": "adamw", "weight_decay": 0.0}),
     ({"early_stopping": 2}, {"early_stopping": None}),
     ({"tensorboard": None}, {}),
@@ -49,6 +50,7 @@ OTHER: list[Pair] = [
 OTHER_TRAININGS: list[Pair] = [
     ({"optimizer": "sgd", "momentum": 0.5}, {"optimizer": "sgd", "momentum": 0.9}),
     ({"optimizer": "adam"}, {"optimizer": "adamw"}),
+    ({"optimizer": "muon", "weight_decay": 0.0}, {"optimizer": "adamw", "weight_decay": 0.0}),
     ({"early_stopping": 1}, {"early_stopping": None}),
     ({"learning_rate": 0.01}, {"learning_rate": 0.010000000001}),
 ]

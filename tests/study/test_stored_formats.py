@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from fbsearch.config.models import ModelConfig, TrainConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.messages import FailureKind
 from fbsearch.study.database import open_storage
@@ -25,6 +26,9 @@ from fbsearch.study.trial_record import (
     trial_config,
 )
 
+# The default study of then: the documented network, trained by AdamW.
+BEFORE = StudyConfig(name="before", model=ModelConfig(), train=TrainConfig())
+
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[optuna.storages.RDBStorage]:
@@ -38,7 +42,7 @@ def storage(tmp_path: Path) -> Iterator[optuna.storages.RDBStorage]:
 
 def test_stored_study_is_read_whole(storage: optuna.storages.RDBStorage) -> None:
     study = load_study(storage, "before")
-    assert stored_config(study) == StudyConfig(name="before")
+    assert stored_config(study) == BEFORE
     assert stored_dataset(study)["num_train"] == 1150 and stored_num_trials(study) == 9
     records = [TrialRecord.of(trial) for trial in study.trials]
     complete, pruned, infeasible, duplicate, failed, retried, retry, running = records
@@ -69,7 +73,7 @@ def test_stored_study_is_counted_ranked_and_exported(storage: optuna.storages.RD
 
 
 def test_stored_study_goes_on(storage: optuna.storages.RDBStorage) -> None:
-    config = StudyConfig(name="before")
+    config = BEFORE
     study = create_study(storage, config)
     assert put_back_running(study) == 1
     again = study.ask()

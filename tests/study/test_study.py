@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fbsearch.config.export_file import dump_export, load_export
 from fbsearch.config.models import FractalPatternType, TrialConfig
 from fbsearch.config.space import encode_choice, grid_points
-from fbsearch.config.study_file import SearchConfig, StudyConfig
+from fbsearch.config.study_file import SHORT_RUN_MODEL, SearchConfig, StudyConfig
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import write_whole
 from fbsearch.messages import FailureKind
@@ -113,8 +113,8 @@ def test_create_study_another_name_is_another_study(storage: RDBStorage, study: 
             {"space": CONFIG.model_dump()["space"] | {"train.epochs": {"low": 1, "high": 2}}},
             ["space.train.epochs: absent -> {"],
         ),
-        ({"train": {"epochs": 9}}, ["train.epochs: 8 -> 9"]),
-        ({"model": {"activation": "relu"}}, ["model.activation: gelu -> relu"]),
+        ({"train": {"epochs": 9}}, ["train.epochs: 6 -> 9"]),
+        ({"model": SHORT_RUN_MODEL.model_dump() | {"activation": "gelu"}}, ["model.activation: relu -> gelu"]),
         ({"data": {"name": "mnist"}}, ["data.name: digits -> mnist"]),
     ],
 )
@@ -265,7 +265,7 @@ def test_pruner_successive_halving_prunes_the_worse(study: optuna.Study) -> None
     pruned = []
     for value in (0.9, 0.8, 0.7, 0.6, 0.1):
         trial, _ = start(study)
-        trial.report(value, step=1)
+        trial.report(value, step=2)
         pruned.append(trial.should_prune())
         study.tell(trial, value)
     assert pruned == [False, True, True, True, True]

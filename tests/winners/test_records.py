@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,17 @@ FILES = [(path, kind) for pattern, kind in KINDS.items() for path in sorted(BEFO
     ("path", "kind"), FILES, ids=lambda value: value.parent.name if isinstance(value, Path) else ""
 )
 def test_file_written_before_is_read_and_written_again_byte_for_byte(path: Path, kind: type) -> None:
-    assert to_json(read_record(path, kind, way_out="")) == path.read_bytes()
+    again = to_json(read_record(path, kind, way_out=""))
+    if kind is Draw:  # its configuration gains the fields that have come since
+        again = json.dumps(keep_keys_of(json.loads(path.read_bytes()), json.loads(again)), indent=1).encode()
+    assert again == path.read_bytes()
+
+
+def keep_keys_of(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: keep_keys_of(value, now[key]) if isinstance(value, dict) and isinstance(now[key], dict) else now[key]
+        for key, value in before.items()
+    }
 
 
 def test_tables_written_before_have_the_same_columns_and_cells() -> None:

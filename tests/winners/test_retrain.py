@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.process
 import os
 import random
+import resource
 import signal
 import statistics
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -27,6 +29,7 @@ from fbsearch.cli.app import main
 from fbsearch.config.export_file import Export, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fbsearch.data.dataset import Dataset, load_dataset
+from fbsearch.files import file_name
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.loop import TrainState, evaluate, train
@@ -40,6 +43,9 @@ MODEL = ModelConfig(fractal_levels=(1, 1), base_channels=8, stem="conv3", patter
 DATA = DataConfig(limit=300)
 MEASURED = ("seconds", "step_seconds", "val_seconds", "images_per_second", "memory_mib")
 Fbsearch = Callable[..., tuple[int, str, str]]
+
+STUDY = "di/gits"
+FOLDER = file_name(STUDY)
 
 
 def make_export(
@@ -58,7 +64,7 @@ def make_export(
         for rank in range(1, num_configs + 1)
     ]  # fmt: skip
     exported = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
-    return Export.model_validate({"study": "di/gits", "exported": exported, "versions": {}, "configs": configs})
+    return Export.model_validate({"study": STUDY, "exported": exported, "versions": {}, "configs": configs})
 
 
 def write_export(folder: Path, export: Export) -> None:
@@ -105,7 +111,7 @@ def numbers(history: list[EpochStats]) -> list[tuple[float, ...]]:
         ("sgd", "cosine", {"warmup_epochs": 1.5, "keep_best": True}),
         ("rmsprop", "constant", {"early_stopping": 2, "keep_best": True, "learning_rate": 0.05}),
         ("adam", "one_cycle", {"precision": "bf16"}),
-        ("muon", "one_cycle", {"learning_rate": 0.05}),
+        ("muon", "one_cycle", {}),
     ],
 )
 def test_train_resumed_after_any_epoch_gives_the_same_numbers(
@@ -186,7 +192,7 @@ def test_train_killed_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tmp_p
     process.join()
     assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
     rng = random.Random(0)
-    folder = tmp_path / "killed" / "di_gits" / "rank-1" / "seed-7"
+    folder = tmp_path / "killed" / FOLDER / "rank-1" / "seed-7"
     done = 0
     for goal in (0, 1, 4, 8):
         process = start_command(tmp_path, *command, "killed")
@@ -205,7 +211,7 @@ def test_train_killed_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tmp_p
     process.join()
     output = (tmp_path / "output.txt").read_text()
     assert f"going on after epoch {done}\n" in output or f"going on after epoch {done + 1}\n" in output
-    other = tmp_path / "whole" / "di_gits" / "rank-1" / "seed-7"
+    other = tmp_path / "whole" / FOLDER / "rank-1" / "seed-7"
     for name in ("model.safetensors", "model.yaml", "confusion.csv", "classes.csv"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
     assert without_times(folder / "metrics.csv") == without_times(other / "metrics.csv")
@@ -220,7 +226,7 @@ def test_train_writes_all_results_and_trains_a_finished_seed_no_more(fbsearch: F
     write_export(tmp_path, make_export(2, epochs=2, drop_path="global", fractal_levels=(2, 1)))
     code, output, errors = fbsearch("train", "best.yaml", "--top", 2, "--seeds", 2, "--device", "cpu")
     assert (code, errors) == (0, "")
-    folder = tmp_path / "reports" / "di_gits"
+    folder = tmp_path / "reports" / FOLDER
     assert sorted(str(path.relative_to(folder)) for path in folder.glob("*/*")) == [
         f"rank-{rank}/seed-{seed}" for rank in (1, 2) for seed in (7, 8)
     ]
@@ -260,7 +266,7 @@ def test_train_with_the_split_kept_may_stop_early_and_keep_the_best(fbsearch: Fb
     arguments = ["train", "best.yaml", "--seeds", 1, "--epochs", 30, "--device", "cpu"]
     code, output, errors = fbsearch(*arguments, "--keep-validation", "--early-stopping", 2, "--keep-best")
     assert (code, errors) == (0, "")
-    folder = tmp_path / "reports" / "di_gits" / "rank-1" / "seed-7"
+    folder = tmp_path / "reports" / FOLDER / "rank-1" / "seed-7"
     history = [float(row["val_accuracy"]) for row in read_csv(folder / "metrics.csv")]
     assert len(history) == 1 + history.index(max(history)) + 2 < 30
     result = json.loads((folder / "result.json").read_text())
@@ -357,7 +363,7 @@ def test_train_without_test_images_scores_the_validation_split_and_says_so(
     assert "folder has no test split" in message and "--keep-validation keeps it apart" in message
     code, output, _ = fbsearch(*arguments, "--keep-validation")
     assert code == 0 and "validation accuracy" in output and "There is no test split" in output
-    result = json.loads((tmp_path / "reports/di_gits/rank-1/seed-7/result.json").read_text())
+    result = json.loads((tmp_path / "reports" / FOLDER / "rank-1/seed-7/result.json").read_text())
     assert result["scored_on"] == "validation" and result["accuracy"] == result["val_accuracy"]
 
 
@@ -430,8 +436,13 @@ def test_train_two_at_once_in_one_folder_are_refused(fbsearch: Fbsearch, tmp_pat
 
 
 def test_train_out_of_memory_names_batch_size_and_way_out(fbsearch: Fbsearch, tmp_path: Path) -> None:
-    write_export(tmp_path, make_export(base_channels=2**23))  # 10**14 bytes a layer: no machine has them
-    message = error_of(fbsearch("train", "best.yaml", "--seeds", 1))
+    write_export(tmp_path, make_export(base_channels=4096))  # 576 MiB a convolution
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**28, limits[1]))
+    try:
+        message = error_of(fbsearch("train", "best.yaml", "--seeds", 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
     assert "rank 1, seed 7: out of memory with train.batch_size 32" in message and "lower" in message
 
 
@@ -469,6 +480,6 @@ def test_judge_fit_without_validation_images_says_that_it_cannot() -> None:
 def test_summary_of_one_seed_has_no_deviation(fbsearch: Fbsearch, tmp_path: Path) -> None:
     write_export(tmp_path, make_export(epochs=1))
     assert fbsearch("train", "best.yaml", "--seeds", 1, "--device", "cpu")[0] == 0
-    (row,) = summarize(tmp_path / "reports" / "di_gits")
+    (row,) = summarize(tmp_path / "reports" / FOLDER)
     assert row.accuracy_std is None and row.num_seeds == 1
-    assert yaml.safe_load((tmp_path / "reports/di_gits/rank-1/seed-7/model.yaml").read_text())["seed"] == 7
+    assert yaml.safe_load((tmp_path / "reports" / FOLDER / "rank-1/seed-7/model.yaml").read_text())["seed"] == 7

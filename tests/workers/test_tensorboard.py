@@ -9,7 +9,7 @@ import pytest
 
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fbsearch.config.space import FIELDS, check_space
-from fbsearch.config.study_file import StudyConfig
+from fbsearch.config.study_file import SHORT_RUN_TRAINING, StudyConfig
 from fbsearch.errors import ConfigError
 from fbsearch.messages import Failed, Finished
 from fbsearch.study.study import create_study
@@ -102,4 +102,4 @@ def test_field_is_no_dimension_and_may_change_when_a_study_goes_on(storage: Any)
     assert "train.tensorboard" not in FIELDS
     assert check_space({"train.tensorboard": {"choices": ["a", "b"]}}) != []
     create_study(storage, StudyConfig()).ask()
-    create_study(storage, StudyConfig(train=TrainConfig(tensorboard="curves")))
+    create_study(storage, StudyConfig(train=SHORT_RUN_TRAINING.model_copy(update={"tensorboard": "curves"})))
