@@ -101,7 +101,7 @@ class ModelConfig(StrictModel):
     base_channels: int = Field(
         64,
         ge=4,
-        le=4096,
+        le=2**20,
         multiple_of=4,
         description="channels of the first stage; `width_growth` times as many in each of the next four",
     )

@@ -57,8 +57,10 @@ class Muon(CycledAdam):
         if kernel.grad is None:
             return
         state = self.state[kernel]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(kernel)
+        if not state:
+            # torch's Adam, which loads a saved state, looks for `step` in that of every parameter.
+            state["step"], state["momentum_buffer"] = torch.zeros((), device=kernel.device), torch.zeros_like(kernel)
+        state["step"] += 1
         buffer = state["momentum_buffer"]
         buffer.mul_(MOMENTUM).add_(kernel.grad)
         update_RN = orthogonalise(kernel.grad.add(buffer, alpha=MOMENTUM).flatten(1))
