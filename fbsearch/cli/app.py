@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -35,6 +36,11 @@ def main() -> None:
             raise
         print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, OSError) as error:  # the machine's fault: no memory, no space, no such device
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {printable_lines(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
@@ -52,7 +58,7 @@ def _report_bug(error: Exception) -> str:
     from fbsearch.study.database import hide_password
 
     lines = [f"fbsearch {importlib.metadata.version('fbsearch')}, Python {platform.python_version()}, "]
-    lines += [f"{platform.platform()}\n", " ".join(sys.argv), "\n", *traceback.format_exception(error)]
+    lines += [f"{platform.platform()}\n", command_line(), "\n", *traceback.format_exception(error)]
     text = "\n".join(hide_password(line) if "://" in line else line for line in "".join(lines).splitlines())
     what = f"this is a bug in fbsearch ({type(error).__name__}), please report it"
     try:
@@ -62,6 +68,12 @@ def _report_bug(error: Exception) -> str:
     except OSError:
         return f"{what}:\n{text}"
     return f"{what} with the content of {path}"
+
+
+def command_line() -> str:
+    """Return the command as it was typed, the dashboard's token left out."""
+    words = [re.sub(r"^--token=.*", "--token=***", word, flags=re.DOTALL) for word in sys.argv]
+    return " ".join("***" if before == "--token" else word for before, word in zip(["", *words], words, strict=False))
 
 
 def _print_version(wanted: bool) -> None:

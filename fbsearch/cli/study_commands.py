@@ -227,11 +227,11 @@ def init(
 ) -> None:
     """Write a commented study file with all defaults."""
     from fbsearch.config.study_file import StudyConfig, render_study
-    from fbsearch.files import message_stream, write_output
+    from fbsearch.files import STDOUT, write_output
 
     write_output(file, render_study(StudyConfig()), kind=None, force=force, way_out="")
-    what = f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`"
-    print(what, file=message_stream(file))
+    if file != STDOUT:
+        print(f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`")
 
 
 @app.command()

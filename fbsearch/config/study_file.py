@@ -25,7 +25,6 @@ MAX_NAME = 200
 # Only this many corners of a space are checked; `validate` says so.
 MAX_CORNERS = 2048
 
-
 # What a study file leaves out of `model` and `train`: the parts that pay in short runs, and ModelConfig's and
 # TrainConfig's defaults for the rest. Networks that are built in Python, and studies that are stored, have the latter.
 SHORT_RUN_MODEL = ModelConfig(
@@ -110,8 +109,18 @@ def load_study_file(path: Path) -> StudyConfig:
     content = read_yaml(path, maker=f"fbsearch init {path}")
     for section, default in (("model", SHORT_RUN_MODEL), ("train", SHORT_RUN_TRAINING)):
         if isinstance(content.get(section), dict):
-            content[section] = default.model_dump(mode="json", exclude_unset=True) | content[section]
+            content[section] = _leave_needed(default, content) | content[section]
     return validate_content(StudyConfig, content, path, check_further=_check_valid_dimensions)
+
+
+def _leave_needed(default: StrictModel, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the short-run defaults of a section, without one that would take the effect from what the file says."""
+    fields = default.model_dump(mode="json", exclude_unset=True)
+    space = content.get("space")
+    is_searched = isinstance(space, dict) and "model.drop_path_prob" in space
+    if is_searched or "drop_path_prob" in content.get("model", {}):
+        fields.pop("drop_path", None)
+    return fields
 
 
 def _check_valid_dimensions(content: dict[str, Any]) -> list[str]:

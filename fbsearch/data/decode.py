@@ -138,9 +138,9 @@ def decode_image(content: bytes, *, side: int | None, channels: int, max_pixels:
         num_pixels = opened.width * opened.height
         if num_pixels > max_pixels:
             raise ValueError(f"it has {num_pixels:,} pixels, `data.max_pixels` is {max_pixels:,}")
-        with _pixels.take(num_pixels):
-            if side is not None:
-                opened.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+        if side is not None:
+            opened.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+        with _pixels.take(opened.width * opened.height):
             ImageOps.exif_transpose(opened, in_place=True)
             image = _to_eight_bits(opened, mode="RGB" if channels == 3 else "L")
             if side is not None and image.size != (side, side):

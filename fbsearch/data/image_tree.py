@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fbsearch.errors import DataError
+from fbsearch.errors import ConfigError, DataError
+from fbsearch.files import expand_home
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -81,8 +82,8 @@ def scan_tree(root: str) -> ImageTree:
 def resolve_root(root: str) -> Path:
     """Return the absolute path of `data.root`. Raise DataError for ~ of nobody, links in a circle and zero bytes."""
     try:
-        return Path(root).expanduser().resolve()
-    except (RuntimeError, ValueError) as error:
+        return expand_home(root).resolve()
+    except (ConfigError, RuntimeError, ValueError) as error:
         raise DataError(f"data.root: {root!r} cannot be used: {error}") from None
 
 

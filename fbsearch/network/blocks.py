@@ -53,8 +53,8 @@ class FractalMask(nn.Module):
 
     def __init__(self, pattern_HW: NDArray[Any] | Tensor | None) -> None:
         super().__init__()
-        self.is_absent = pattern_HW is None
         self.replace(np.ones((1, 1), np.float32) if pattern_HW is None else pattern_HW)
+        self.is_absent = pattern_HW is None
 
     def replace(self, pattern_HW: NDArray[Any] | Tensor) -> None:
         """Replace the pattern and drop the masks made from the old one."""
@@ -63,6 +63,7 @@ class FractalMask(nn.Module):
         values_HW = np.array(pattern_HW, np.float32)
         if values_HW.ndim != 2 or not ((values_HW >= 0) & (values_HW <= 1)).all():
             raise ConfigError(f"mask has shape {values_HW.shape}; allowed: [h, w] with values in [0, 1]")
+        self.is_absent = False
         # from_numpy, because the pattern is needed on the CPU even if the net is built on the meta device.
         self.pattern_HW = torch.from_numpy(values_HW)
         for name in list(self._buffers):

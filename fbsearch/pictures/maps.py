@@ -104,7 +104,8 @@ def draw_masks(path: Path, net: "FractalBrainNet", *, image_size: int) -> None:
 
     from fbsearch.network.model import STEMS
 
-    side = -(-image_size // STEMS[net.config.stem][1])
+    kernel_size, stride = STEMS[net.config.stem]
+    side = image_size // stride if kernel_size == stride else -(-image_size // stride)  # a patch drops the rest
     device, pattern_HW = next(net.parameters()).device, net.fractal_pattern.numpy()
     tiles = [[_enlarge(color(pattern_HW))]]
     labels = ["pattern\n{} x {}".format(*pattern_HW.shape)]

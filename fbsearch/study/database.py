@@ -137,7 +137,7 @@ def _sqlite_path(url: sqlalchemy.URL, *, create: bool) -> Path:
         raise StorageError(f"{path}: is a folder; --storage sqlite:///FILE names a file")
     if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
         raise StorageError(f"{path}: cannot be read: Permission denied")
-    if status.st_nlink > 1:
+    if status.st_nlink > 1 and create:  # a search; readers may look into a backup
         raise StorageError(
             f"{path}: the file has {status.st_nlink} names (hard links), and SQLite keeps a log beside each: writing "
             "under two of them would destroy it; remove the other name, or make this a file of its own with `cp`"

@@ -22,7 +22,7 @@ TABLE_COLUMNS = [
     "failure",
 ]  # fmt: skip
 CSV_TABLE = FileKind("table of trials of fbsearch", b"trial,state,value,")
-JSON_TABLE = FileKind("table of trials of fbsearch", b'"trial":0,')
+JSON_TABLE = FileKind("table of trials of fbsearch", b'"trial":')
 
 
 def export_best(study: optuna.Study, *, top: int) -> Export:

@@ -22,7 +22,7 @@ _FLOCK = struct.Struct("@hhqqi0q")  # struct flock: type, whence, start, length,
 def hold_inode_lock(path: Path, name: str) -> Iterator[None]:
     """Hold the lock of `name` in an existing file. BlockingIOError if it is held, OSError if the file cannot be opened.
 
-    Outside Linux, and where Linux is simulated without these locks (gVisor), this does nothing.
+    Outside Linux, and where a file system or a simulated Linux has no such locks, this does nothing.
     """
     if sys.platform != "linux":
         yield
@@ -32,7 +32,9 @@ def hold_inode_lock(path: Path, name: str) -> Iterator[None]:
     try:
         _set(descriptor, name, is_held=True)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno == errno.EACCES:  # POSIX allows it beside EAGAIN
+            raise BlockingIOError(*error.args) from None
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise
     try:
         yield

@@ -10,7 +10,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from fbsearch.config.export_file import ExportedConfig, load_export
-from fbsearch.config.models import TrialConfig
+from fbsearch.config.models import FractalPatternType, TrialConfig
 from fbsearch.data.dataset import Dataset, evenly_spaced_rows, load_dataset
 from fbsearch.errors import ConfigError
 from fbsearch.files import file_name, write_whole
@@ -106,12 +106,13 @@ def _write(
     config, info = trained.config, data.info
     paths = tuple(folder / name for name in ("attention.png", "masks.png", "dimension.html"))
     draw_attention(paths[0], trained, samples, [("trained", after), ("untrained", before)])
-    if config.pattern == "none" or config.dynamics == "none":
+    if not config.uses_mask:
         return Analysis((compare_nets(after, before),), paths[:1])
     draw_masks(paths[1], trained, image_size=info.image_size)
-    page = plot_dimensions(config.pattern, config.pattern_resolution).to_html(include_plotlyjs=True)
+    pattern = FractalPatternType(config.pattern)
+    page = plot_dimensions(pattern, config.pattern_resolution).to_html(include_plotlyjs=True)
     write_whole(paths[2], page, way_out="")
-    tables = compare_nets(after, before), compare_dimensions(config.pattern, config.pattern_resolution)
+    tables = compare_nets(after, before), compare_dimensions(pattern, config.pattern_resolution)
     return Analysis(tables, paths)
 
 

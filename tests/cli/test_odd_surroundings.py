@@ -13,7 +13,7 @@ from made_studies import DATASET, make_study
 from optuna.storages import RDBStorage
 
 from fbsearch.cli import study_commands
-from fbsearch.cli.app import main
+from fbsearch.cli.app import command_line, main
 from fbsearch.data.image_cache import cache_folder
 from fbsearch.errors import ConfigError
 from fbsearch.report.dashboard import open_dashboard
@@ -108,6 +108,11 @@ def test_no_home_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_bug_report_leaves_out_the_dashboards_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["fbsearch", "dashboard", "--token", "geheim", "--port", "1", "--token=geheim"])
+    assert command_line() == "fbsearch dashboard --token *** --port 1 --token=***"
 
 
 def test_bug_is_said_to_be_one_and_its_traceback_is_in_a_file(

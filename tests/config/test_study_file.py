@@ -390,6 +390,11 @@ def test_study_file_takes_what_it_leaves_out_from_the_parts_that_pay_and_the_res
     study = load_study_file(write(tmp_path, "model: {dropout: 0.5, join: gates}\ntrain: {optimizer: sgd}"))
     assert study.model == SHORT_RUN_MODEL.model_copy(update={"dropout": 0.5, "join": "gates"})
     assert study.train == SHORT_RUN_TRAINING.model_copy(update={"optimizer": "sgd"})
+    for text in (
+        "model: {drop_path_prob: 0.3}",
+        "model: {dropout: 0.5}\nspace: {model.drop_path_prob: {low: 0, high: 0.5}}",
+    ):
+        assert load_study_file(write(tmp_path, text)).model.drop_path == "local"  # else the probability has no effect
     stored = StudyConfig.model_validate({"model": {"dropout": 0.5}, "train": {"optimizer": "sgd"}})
     assert (stored.model, stored.train) == (ModelConfig(dropout=0.5), TrainConfig(optimizer="sgd"))
 
