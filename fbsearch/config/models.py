@@ -47,6 +47,7 @@ SMALL_IMAGE = 32
 MAX_IMAGE_SIZE = 8192
 # Pillow decodes no larger images.
 MAX_PIXELS = 178_956_970
+USUAL_PIXELS = 100_000_000
 # NumPy's generators take 32 bits. A trial's seed is the study's plus its number.
 MAX_STUDY_SEED, MAX_SEED = 2**31 - 1, 2**32 - 1
 
@@ -79,7 +80,7 @@ class DataConfig(StrictModel):
         None, description="pixels; images are resized to this square, null keeps their own size"
     )
     max_pixels: int = Field(
-        100_000_000, gt=0, le=MAX_PIXELS, description="width x height; an image file of more counts as broken"
+        USUAL_PIXELS, gt=0, le=MAX_PIXELS, description="width x height; an image file of more counts as broken"
     )
     limit: PositiveInt | None = Field(None, description="at most this many training images, stratified; null takes all")
     validation_share: float = Field(

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from filelock import FileLock, Timeout
 
-from fbsearch.config.models import MAX_PIXELS
+from fbsearch.config.models import USUAL_PIXELS
 from fbsearch.data.decode import Bytes, broken_image, decode_file, probe
 from fbsearch.data.image_tree import ImageFile, ImageFiles, Ints
 from fbsearch.errors import DataError
@@ -77,7 +77,7 @@ def load_images(
     channels: int | None,
     skip_broken: bool,
     notice: ProgressCallback,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = USUAL_PIXELS,
 ) -> DecodedImages:
     """Return the pixels of `files`, uint8 [N, H, W, C] with H = W, from the cache or decoded into it.
 
@@ -140,7 +140,9 @@ def _cache_error(folder: Path, error: OSError) -> DataError:
 
 
 def _key(files: ImageFiles, wanted: Wanted) -> str:
-    parts = [FORMAT_VERSION, str(files.folder), wanted.image_size, wanted.channels, wanted.max_pixels, files.files]
+    parts: list[Any] = [FORMAT_VERSION, str(files.folder), wanted.image_size, wanted.channels, files.files]
+    if wanted.max_pixels != USUAL_PIXELS:  # entries of the version without this setting stay
+        parts.append(wanted.max_pixels)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
