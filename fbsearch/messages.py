@@ -41,8 +41,8 @@ class ImageShape:
 class DatasetInfo:
     """The facts about a loaded data set that networks and reports need.
 
-    `fingerprint` tells other training and validation images or labels from the same ones: a hash of the labels and,
-    for a folder, of the files' names and sizes (neither of times and places nor of pixels, which decoders round).
+    `fingerprint` tells other training and validation images or labels from the same ones: a hash of pixels as decoded,
+    so that it does not depend on the files' times and places.
     """
 
     num_classes: int

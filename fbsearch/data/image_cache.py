@@ -48,6 +48,7 @@ class DecodedImages:
 
     images_NHWC: Bytes
     broken_M: Ints
+    crc32: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def _read_entry(entry: Path, wanted: Wanted, *, num_files: int, notice: Progress
         whole = whole and wanted.is_shape(images_NHWC.shape, num_files=num_files)
         whole = whole and bool(np.isin(broken_M, np.arange(num_files)).all()) and broken_M.ndim == 1
         if whole and zlib.crc32(images_NHWC.data) == index["crc32"]:
-            return DecodedImages(images_NHWC, broken_M)
+            return DecodedImages(images_NHWC, broken_M, index["crc32"])
     except DataError:
         raise
     except Exception:  # damage makes the readers raise almost anything, and has always the same remedy

@@ -164,8 +164,7 @@ def _read_folder(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
             max_pixels=config.max_pixels,
             notice=notice,
         )
-        listing = "\n".join(f"{file.name}\0{file.size}" for file in files.files)
-        checksums.append((zlib.crc32(listing.encode("utf-8", "surrogateescape")), files.labels_N))
+        checksums.append((decoded.crc32, files.labels_N))
         broken.extend(str(files.folder / files.files[row].name) for row in decoded.broken_M)
         part = HostSplit.of_all(decoded.images_NHWC, files.labels_N)
         part = part.take(np.setdiff1d(part.rows_M, decoded.broken_M))
@@ -196,7 +195,7 @@ def _check_sizes(train: HostSplit, **others: HostSplit | None) -> None:
 
 
 def _fingerprint(*parts: tuple[int, Ints]) -> str:
-    """Return 12 hexadecimal digits for each part's labels and its checksum, of pixels or of files' names and sizes."""
+    """Return 12 hexadecimal digits for the checksum of the pixels and the labels of each part."""
     content = hashlib.sha256()
     for checksum, labels_N in parts:
         content.update(checksum.to_bytes(4) + len(labels_N).to_bytes(8) + labels_N.tobytes())

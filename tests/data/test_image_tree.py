@@ -59,7 +59,7 @@ def test_folder_gives_the_pixels_pillow_gives(make_tree):
     assert data.train.images_NCHW.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_folder_fingerprint_is_of_names_sizes_and_labels_not_of_times_and_places(make_tree, tmp_path):
+def test_folder_fingerprint_is_of_pixels_and_labels_not_of_times_and_places(make_tree, tmp_path):
     tree = make_tree(train={"a": 3, "b": 3}, val={"a": 1, "b": 1}, test={"a": 1, "b": 1})
     first = load_dataset(folder_config(tree)).info
     copied = shutil.copytree(tree, tmp_path / "copied", copy_function=shutil.copyfile)
