@@ -1,5 +1,6 @@
 """The `fbsearch` command. Each command imports what it needs in its body, so that `--help` stays fast."""
 
+import errno
 import io
 import os
 import re
@@ -11,6 +12,9 @@ import typer
 from fbsearch.cli import bench_commands, model_commands, study_commands
 from fbsearch.cli.options import EXIT_BUG
 from fbsearch.errors import FbsearchError, printable_lines
+
+# Errors of the operating system that are the machine's fault: no space, quota, memory, files, or a broken disk.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
 
 app = typer.Typer(
     name="fbsearch",
@@ -36,16 +40,13 @@ def main() -> None:
             raise
         print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(1)
-    except (MemoryError, OSError) as error:  # the machine's fault: no memory, no space, no such device
-        if "--debug" in sys.argv:
-            raise
-        print(f"error: {printable_lines(f'{type(error).__name__}: {error}')}", file=sys.stderr)
-        sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {printable_lines(_report_bug(error))}", file=sys.stderr)
-        sys.exit(EXIT_BUG)
+        is_bug = not isinstance(error, MemoryError) and getattr(error, "errno", None) not in MACHINE_ERRORS
+        message = _report_bug(error) if is_bug else f"{type(error).__name__}: {error}"
+        print(f"error: {printable_lines(message)}", file=sys.stderr)
+        sys.exit(EXIT_BUG if is_bug else 1)
 
 
 def _report_bug(error: Exception) -> str:

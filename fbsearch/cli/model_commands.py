@@ -10,7 +10,7 @@ import typer
 
 from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Force, Untrusted
 from fbsearch.config.choices import BaselineName, BaselineRecipe, ModelFormat
-from fbsearch.errors import printable
+from fbsearch.errors import ConfigError, printable
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -173,6 +173,8 @@ def summary(
     from fbsearch.pictures import architecture as drawings
     from fbsearch.winners.checkpoint import find_config
 
+    if as_json and plot == STDOUT:
+        raise ConfigError("--plot - and --json both write to standard output; name a file for the drawing")
     config, title = find_config(file, rank=rank)
     layers = drawings.list_layers(config.model, config.shape)
     if plot is not None:

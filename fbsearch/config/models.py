@@ -135,7 +135,7 @@ class ModelConfig(StrictModel):
     )
     global_attention: Literal["spatial", "coarse", "pooled", "none"] = Field(
         "spatial",
-        description="spatial: over the positions of the last map | coarse: over at most 64 averaged positions | "
+        description="spatial: over the positions of the last map | coarse: over at most 16 averaged positions | "
         "pooled: over one token, as the reference | none",
     )
     drop_path: Literal["none", "local", "global", "mixed", "channel"] = Field(

@@ -253,7 +253,7 @@ def _draw_head(canvas: Canvas, config: ModelConfig, layers: Sequence[Layer], *, 
         f"levels {list(config.fractal_levels)}, {config.base_channels} channels, stem {config.stem}, "
         f"{config.activation}, init {config.init}",
         f"drop-path {config.drop_path} {config.drop_path_prob:g}, dropout {config.dropout:g}, "
-        f"attention {config.global_attention}, dynamics {config.dynamics}, {describe_mask(config)}",
+        f"attention {config.global_attention}, dynamics {config.dynamics}, {_describe_mask(config)}",
     ]
     for i, line in enumerate(lines):
         canvas.text(30, 66 + 20 * i, line, size=12.5, anchor="start", fill=FAINT)
@@ -265,7 +265,7 @@ def _draw_head(canvas: Canvas, config: ModelConfig, layers: Sequence[Layer], *, 
     canvas.text(left + MASK_PIXELS / 2, 136, config.pattern, size=11, fill=FAINT)
 
 
-def describe_mask(config: ModelConfig) -> str:
+def _describe_mask(config: ModelConfig) -> str:
     """Return the mask's pattern and resolution, or that there is none."""
     return f"mask {config.pattern} at {config.pattern_resolution} pixels" if config.uses_mask else "no mask"
 

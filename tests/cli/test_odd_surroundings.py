@@ -1,5 +1,6 @@
 """Commands in odd surroundings: damaged studies, terminals that are not UTF-8, no home folder, and bugs of our own."""
 
+import errno
 import os
 import sqlite3
 import stat
@@ -108,6 +109,20 @@ def test_no_home_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError("none left")])
+def test_machine_without_room_is_no_bug(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(study_commands, "open_study", fail)
+    monkeypatch.setattr("sys.argv", ["fbsearch", "status"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1 and f"error: {type(error).__name__}: {error}" in capsys.readouterr().err
 
 
 def test_bug_report_leaves_out_the_dashboards_token(monkeypatch: pytest.MonkeyPatch) -> None:

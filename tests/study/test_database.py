@@ -434,31 +434,11 @@ def test_read_only_disk_says_so_and_goes_on_once_it_is_not(small_disk: Path) -> 
 
 # Claiming a study.
 
-HOLD = """
-import sys, time
-from fbsearch.study.database import open_storage
-from fbsearch.study.locks import claim_study
-with claim_study(open_storage(sys.argv[1], create=True), sys.argv[2]):
-    print("claimed", flush=True)
-    time.sleep(600)
-"""
-
 
 @contextlib.contextmanager
 def claimed(url: str, name: str) -> Iterator[None]:
     with opened(url, create=True) as storage, claim_study(storage, name):
         yield
-
-
-@pytest.fixture
-def holder(url: str) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that has claimed the study `digits` of `url`."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, url, "digits"], stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "claimed\n"
-        yield process
-        process.kill()
 
 
 def test_claim_study_second_holder_is_refused_until_the_first_is_killed(

@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -21,20 +21,9 @@ from fbsearch.study.database import open_storage
 from fbsearch.study.locks import claim_study
 from fbsearch.study.study import create_study, load_study
 from fbsearch.study.trial_record import is_finished
-from tests.study.test_database import HOLD, claimed, opened
+from tests.study.test_database import claimed, opened
 
 CONFIG = StudyConfig(name="digits")
-
-
-@pytest.fixture
-def holder(url: str) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that has claimed the study `digits` of `url`."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, url, "digits"], stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "claimed\n"
-        yield process
-        process.kill()
 
 
 @pytest.mark.slow
