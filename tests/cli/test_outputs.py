@@ -144,3 +144,8 @@ def test_patterns_says_that_it_is_its_own(fbsearch: Fbsearch, tmp_path: Path) ->
     assert fbsearch("patterns", "--size", "16")[0] == 0
     with Image.open(tmp_path / "patterns.png") as picture:
         assert picture.info["Software"] == "fbsearch"
+
+
+def test_summary_refuses_a_drawing_and_json_on_one_stream(fbsearch: Fbsearch) -> None:
+    code, output, errors = fbsearch("summary", "best.yaml", "--plot", "-", "--json")
+    assert code == 1 and output == "" and "--plot - and --json both write to standard output" in errors
