@@ -174,9 +174,11 @@ class Sabotage:
     # What can be done to it
 
     def kill_coordinator(self) -> None:
-        """SIGKILL to one that runs."""
+        """SIGKILL to one that runs. It is gone on return: the next fault must not take it for one that is alive."""
         if running := self._running():
-            self._random.choice(running).kill()
+            killed = self._random.choice(running)
+            killed.kill()
+            killed.wait()
 
     def _running(self) -> list[subprocess.Popen[bytes]]:
         """The coordinators that run."""
@@ -227,7 +229,8 @@ class Sabotage:
         if self._timer is not None:
             self._timer.join()  # without room there is nowhere to save it
         path = Path(self.storage.removeprefix("sqlite:///"))
-        self._wait_for(lambda: [process for process in self._running() if _has_open(process.pid, path)])
+        # With workers it is in the middle of its search; one that has only begun may make a new database instead.
+        self._wait_for(lambda: any(_has_open(process.pid, path) for process in self._running()) and self._workers())
         holders = self._running()
         self._close()
         if self._random.random() < 0.5:
@@ -290,7 +293,8 @@ class Sabotage:
         if len(finished) != self.num_trials:
             problems.append(f"{len(finished)} finished instead of {self.num_trials}")
         problems += [f"trial {trial.number} is still running" for trial in trials if trial.state == TrialState.RUNNING]
-        lost = [n for n, seen in self._seen.items() if (trials[n].state, trials[n].value) != seen]
+        there = {trial.number: (trial.state, trial.value) for trial in trials}
+        lost = [number for number, seen in self._seen.items() if there.get(number) != seen]
         tries = Counter(
             (trial.user_attrs.get("retry_of", trial.number), trial.user_attrs.get("attempt", 1)) for trial in finished
         )

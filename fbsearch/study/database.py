@@ -59,7 +59,7 @@ def open_storage(url: str, *, create: bool = False, retries: bool = False) -> op
     file = None
     if parsed.drivername == "sqlite":
         path = _sqlite_path(parsed, create=create)
-        file = SqliteFile(path, busy_seconds=RETRY_BUSY_SECONDS if retries else BUSY_SECONDS)
+        file = SqliteFile(path, busy_seconds=RETRY_BUSY_SECONDS if retries else BUSY_SECONDS, holds_one=retries)
         kwargs["creator"] = file.connect
     elif retries and parsed.drivername == "postgresql+psycopg":
         kwargs["connect_args"] = RETRY_POSTGRES

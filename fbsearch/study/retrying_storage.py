@@ -64,8 +64,6 @@ class RetryingStorage(RDBStorage):
         self.on_retry: OnRetry | None = None
         self._away_since: float | None = None
         super().__init__(*args, **kwargs)
-        if file is not None:
-            file.hold()
 
     def retry(self, operation: Callable[[bool], R]) -> R:
         """Return the result of `operation`, which is told whether it was tried before. Raise its last error in the end.

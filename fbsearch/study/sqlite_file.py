@@ -19,10 +19,15 @@ OPEN_SECONDS = 60
 
 @dataclass(eq=False)
 class SqliteFile:
-    """A database file, the same one for all connections. Connections are made in WAL mode."""
+    """A database file, the same one for all connections. Connections are made in WAL mode.
+
+    With `holds_one`, one more connection is opened with the first, for nobody else to use: what the file holds can be
+    saved from then on. A pool drops its last connection where a rollback fails, on a full disk for one.
+    """
 
     path: Path
     busy_seconds: int
+    holds_one: bool = False
     _identity: tuple[int, int] | None = field(default=None, init=False)  # device and inode, from the first connection
     _held: sqlite3.Connection | None = field(default=None, init=False)
     _lost: str = field(default="", init=False)
@@ -31,6 +36,13 @@ class SqliteFile:
         """Return a new connection. StorageError if the path leads to another file than before, or to none."""
         if not self.is_in_place():
             raise StorageError(self._describe_loss()) if self._held is None else self.save_lost()
+        connection = self._open()
+        self._identity = self._identity or _identify(self.path)
+        if self.holds_one and self._held is None:
+            self._held = self._open()
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=OPEN_SECONDS, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -39,15 +51,7 @@ class SqliteFile:
         except sqlite3.Error:
             connection.close()
             raise
-        self._identity = self._identity or _identify(self.path)
         return connection
-
-    def hold(self) -> None:
-        """Keep a connection that nobody else uses, so that what the file holds can be saved at any time.
-
-        A pool drops its last connection where a rollback fails, on a full disk for one.
-        """
-        self._held = self.connect()
 
     def is_in_place(self) -> bool:
         """Return True if the path still leads to the file of the first connection. Takes 2 microseconds."""
@@ -63,7 +67,7 @@ class SqliteFile:
 
         It is copied once, however often this is called.
         """
-        assert self._held is not None, "`hold` has opened it"
+        assert self._held is not None, "`holds_one` has opened it"
         if not self._lost:
             self._lost = self._describe_loss()
             now = datetime.datetime.now()

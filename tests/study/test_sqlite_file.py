@@ -19,6 +19,7 @@ from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import open_storage
 from fbsearch.study.locks import claim_study
+from fbsearch.study.sqlite_file import SqliteFile
 from fbsearch.study.study import create_study, load_study
 from fbsearch.study.trial_record import is_finished
 from tests.study.test_database import claimed, opened
@@ -133,6 +134,20 @@ def test_search_whose_database_is_deleted_and_cannot_be_saved_says_so(tmp_path: 
 
     with pytest.raises(StorageError, match="was deleted or moved while it was in use; it cannot be saved as"):
         search(f"sqlite:///{folder}/s.db", num_trials=12, after=5, happens=delete)
+
+
+def test_database_deleted_while_optuna_opens_it_is_saved(tmp_path: Path, url: str) -> None:
+    with opened(url, create=True) as storage:
+        create_study(storage, CONFIG)
+    path = tmp_path / "fbsearch.db"
+    file = SqliteFile(path, busy_seconds=1, holds_one=True)
+    with contextlib.closing(file.connect()):
+        path.unlink()
+        with pytest.raises(StorageError, match=r"was deleted or moved.*what it held is in .*-saved-"):
+            file.connect()
+    (saved,) = tmp_path.glob("fbsearch-saved-*.db")
+    with opened(f"sqlite:///{saved}") as copy:
+        assert load_study(copy, "digits").study_name == "digits"
 
 
 def test_search_whose_database_is_replaced_when_its_pool_holds_no_connection_saves_it(tmp_path: Path, url: str) -> None:
