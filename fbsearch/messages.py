@@ -76,6 +76,11 @@ class EpochStats:
     images_per_second: float
     memory_mib: float
 
+    @property
+    def num_images(self) -> int:
+        """Return how many images were trained on, each as often as it was drawn."""
+        return round(self.images_per_second * self.step_seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Pixels:

@@ -75,7 +75,7 @@ def objective(trial: optuna.Trial, study: StudyConfig, data: Dataset, device: to
     train_loader = DataLoader(train_images, batch_size=batch_size, shuffle=True, drop_last=drop_last)
     val_loader = DataLoader(Images(data.val, make_transform(data, AugmentConfig())), batch_size=256)
     optimizer = make_optimizer(model, config)
-    scheduler = make_scheduler(optimizer, config.train, steps_per_epoch=len(train_loader))
+    scheduler = make_scheduler(optimizer, config.train, num_steps=config.train.epochs * len(train_loader))
     accuracy = 0.0
     for epoch in range(1, config.train.epochs + 1):
         model.train()

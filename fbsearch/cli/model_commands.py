@@ -27,7 +27,12 @@ def train(
         int | None, typer.Option(min=1, help="Train this many of the best configurations instead of one.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many times each: its own seed, then +1, +2 ...")] = 3,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the configuration's.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data, instead of the configuration's or its budget.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds of training steps for each seed, instead of passes.")
+    ] = None,
     keep_validation: Annotated[
         bool, typer.Option("--keep-validation", help="Keep the validation images apart instead of training on them.")
     ] = False,
@@ -70,6 +75,7 @@ def train(
     settings = Settings(
         num_seeds=seeds,
         epochs=epochs,
+        seconds=seconds,
         early_stopping=early_stopping,
         keep_best=keep_best,
         keep_validation=keep_validation,

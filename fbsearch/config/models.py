@@ -6,7 +6,16 @@ The description of a field is its comment in the file that `fbsearch init` write
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class FractalPatternType(StrEnum):
@@ -173,10 +182,37 @@ class ModelConfig(StrictModel):
         return self.model_copy(update={"stem": "conv3" if image_size <= SMALL_IMAGE else "conv7"})
 
 
+class BudgetConfig(StrictModel):
+    """What the training steps of one run may cost, in one of the two units."""
+
+    seconds: float | None = Field(None, gt=0, description="of training steps, as measured when the run starts")
+    flops: float | None = Field(None, gt=0, description="of training steps, three forward passes for each image")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "BudgetConfig":
+        if (self.seconds is None) == (self.flops is None):
+            raise ValueError("give either seconds or flops")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g} s" if self.seconds is not None else f"{self.flops:g} FLOPs"
+
+    @model_serializer(mode="wrap")
+    def _leave_other_out(self, serialize: SerializerFunctionWrapHandler) -> dict[str, float]:
+        return {unit: value for unit, value in serialize(self).items() if value is not None}
+
+
 class TrainConfig(StrictModel):
     """One training run."""
 
-    epochs: PositiveInt = Field(8, description="passes over the training images")
+    epochs: PositiveInt = Field(
+        8, description="passes over the training images; with a budget, its equal parts; validated after each"
+    )
+    budget: BudgetConfig | None = Field(
+        None,
+        description="{seconds: 20} or {flops: 1e12} of training steps; a cheap network takes more of them. null: whole "
+        "passes",
+    )
     batch_size: int = Field(64, ge=2, description="images a step")
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = Field(
         "adamw",

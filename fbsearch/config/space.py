@@ -21,11 +21,13 @@ from fbsearch.errors import printable
 SECTIONS: dict[str, type[StrictModel]] = {"model": ModelConfig, "train": TrainConfig}
 # Fields without an effect on results: they cannot be searched, and may change when a study is resumed.
 NEUTRAL_FIELDS = ("train.tensorboard", "train.cuda_graph")
+# The same for all trials of a study, which could not be compared otherwise.
+COMMON_FIELDS = ("train.budget",)
 FIELDS = tuple(
     f"{section}.{field}"
     for section, model in SECTIONS.items()
     for field in model.model_fields
-    if f"{section}.{field}" not in NEUTRAL_FIELDS
+    if f"{section}.{field}" not in NEUTRAL_FIELDS + COMMON_FIELDS
 )
 LEVELS = "model.fractal_levels"
 # The values of an integer range are all checked up to this number of values, beyond it only the two ends.
@@ -171,7 +173,9 @@ def check_space(space: Mapping[str, Any]) -> list[str]:
     """Return all errors of a space, as lines that begin with the key."""
     problems = []
     for name, dimension in space.items():
-        if name not in FIELDS:
+        if name in COMMON_FIELDS:
+            problems.append(f"space.{name}: is the same for all trials; set it in {name.partition('.')[0]}")
+        elif name not in FIELDS:
             close = difflib.get_close_matches(name, FIELDS, n=1)
             hint = f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(FIELDS)
             problems.append(f"space.{printable(name)}: there is no such field; {hint}")

@@ -75,6 +75,8 @@ class StudyConfig(StrictModel):
     @model_validator(mode="after")
     def _check_space(self) -> "StudyConfig":
         problems = check_space(self.space)
+        if self.train.budget is not None and "train.epochs" in self.space:
+            problems.append("space.train.epochs: counts the parts of train.budget, the same in all trials")
         if not problems and self.search.sampler == "grid":
             try:
                 grid_points(self.space)

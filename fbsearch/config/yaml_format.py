@@ -193,7 +193,9 @@ def _unknown_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         else:
             field = current.model_fields.get(part) if current else None
             annotation = field.annotation if field else None
-        current = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        choices = (annotation, *typing.get_args(annotation))  # also of `BudgetConfig | None`
+        models = [one for one in choices if isinstance(one, type) and issubclass(one, BaseModel)]
+        current = models[0] if models else None
     if current is not None:
         allowed = list(current.model_fields)
     elif loc[-2:-1]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from fbsearch.config.export_file import Export, Searched
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import FileKind
+from fbsearch.messages import EpochStats
 from fbsearch.study.study import best_trials, stored_config, stored_dataset
 from fbsearch.study.trial_record import FINISHED, TrialRecord, is_duplicate, is_finished, is_infeasible
 
@@ -66,16 +67,20 @@ def _searched(study: optuna.Study) -> Searched | None:
     except ConfigError:
         return None
     finished = [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
-    records, epochs = list(map(TrialRecord.of, finished)), [len(trial.intermediate_values) for trial in finished]
-    flops = ((record.flops or 0) * num for record, num in zip(records, epochs, strict=True))
+    records = list(map(TrialRecord.of, finished))
     compute = {
         "num_trials": len(finished),
-        "num_epochs": sum(epochs),
-        "train_flops": stored_dataset(study)["num_train"] * sum(flops),
+        "num_epochs": sum(len(trial.intermediate_values) for trial in finished),
+        "train_flops": sum((record.flops or 0) * _num_images(record) for record in records),
         "seconds": sum(record.seconds or 0 for record in records),
     }
     sections = {"model": config.model, "train": config.train, "space": config.space}
     return Searched.model_validate(sections | {"compute": compute})
+
+
+def _num_images(record: TrialRecord) -> int:
+    """Return how many images a trial was trained on; with a budget that is not a whole number of passes."""
+    return sum(EpochStats(**epoch).num_images for epoch in record.history or [])
 
 
 def listed_trials(study: optuna.Study) -> list[FrozenTrial]:

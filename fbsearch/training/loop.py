@@ -6,24 +6,27 @@ Shapes: B batch, C channels, H height, W width, K classes.
 """
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import nn
 
 from fbsearch.config.models import TrainConfig, TrialConfig
 from fbsearch.data.augment import augment
-from fbsearch.data.dataset import VALIDATION_BATCH, Dataset, Split, batches, count_batches
+from fbsearch.data.dataset import VALIDATION_BATCH, Dataset, batches, count_batches
 from fbsearch.errors import TrialError
 from fbsearch.messages import EpochStats, Execution, FailureKind
-from fbsearch.training.cuda_graph import CaptureError
+from fbsearch.training.budget import FORWARD_PASSES_OF_A_STEP, MIN_TIMED, count_steps_in_seconds, forward_flops
+from fbsearch.training.cuda_graph import CaptureError, restore_afterwards
 from fbsearch.training.devices import choose_dtype, memory_mib
 from fbsearch.training.distributed import Team
+from fbsearch.training.evaluation import evaluate, mean_figures
 from fbsearch.training.optimizers import make_optimizer, make_scheduler
-from fbsearch.training.step import GraphEvaluation, GraphStep, Totals, TrainStep, add_evaluation, reason_for_eager
+from fbsearch.training.step import GraphEvaluation, GraphStep, TrainStep, reason_for_eager
 
 # Steps between two checks that the loss is finite: a check waits for the GPU, and a loss that is not finite stays so.
 STEPS_BETWEEN_CHECKS = 16
@@ -37,6 +40,7 @@ class TrainState(TypedDict):
     """The state from which a run resumes after an epoch: tensors and plain values, readable with `weights_only`."""
 
     epoch: int
+    num_steps: NotRequired[int]  # of the whole run, which a budget of seconds measures; missing in old files
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
@@ -59,12 +63,13 @@ def train(
     on_execution: Callable[[Execution], None] = lambda _execution: None,
     team: Team | None = None,
 ) -> Iterator[EpochStats]:
-    """Train `model` on the data's training split and validate it after every epoch.
+    """Train `model` on the data's training split and validate it after every epoch, or every part of the budget.
 
     `model` maps [B, C, H, W] to [B, K] logits and lies on the data's device; it is trained in place, and with
     `keep_best` holds the best epoch's weights when the generator ends. Batches, augmentation, dropout and drop-path
-    are drawn from `config.seed`: same seed, same device, same numbers. An empty validation split is allowed without
-    `keep_best` and `early_stopping`; its loss and accuracy are NaN.
+    are drawn from `config.seed`: same seed, same device, same number of steps, same numbers. A budget of seconds gives
+    more or fewer steps each time. An empty validation split is allowed without `keep_best` and `early_stopping`; its
+    loss and accuracy are NaN.
 
     Args:
         stop_requested: Called before every step; when it returns true the generator ends, even within an epoch.
@@ -79,7 +84,10 @@ def train(
 
     Raise TrialError (`non_finite_loss`) as soon as a check finds that the loss is not finite.
     """
-    run = _Run(model, config, data, stop_requested=stop_requested, team=team or Team())
+    run = _Run(
+        model, config, data, stop_requested=stop_requested, team=team or Team(),
+        num_steps=None if resume_from is None else resume_from.get("num_steps"),
+    )  # fmt: skip
     if resume_from is not None:
         run.restore(resume_from)
     first = run.epoch + 1
@@ -111,8 +119,9 @@ class _Run:
     """The objects and counters of one training run."""
 
     def __init__(
-        self, model: nn.Module, config: TrialConfig, data: Dataset, *, stop_requested: Callable[[], bool], team: Team
-    ) -> None:
+        self, model: nn.Module, config: TrialConfig, data: Dataset, *, stop_requested: Callable[[], bool], team: Team,
+        num_steps: int | None,
+    ) -> None:  # fmt: skip
         needs_validation = config.train.keep_best or config.train.early_stopping
         assert len(data.val.labels_N) or not needs_validation, "the best epoch is found on the validation split"
         self.model, self.config, self.data = model, config, data
@@ -126,24 +135,52 @@ class _Run:
         self.generator = torch.Generator(device=self.device).manual_seed(config.seed)
         model.to(memory_format=torch.channels_last)
         self.step = self._make_step(team.wrap(model))
-        self.optimizer, self.scheduler = self.step.optimizer, self.step.scheduler
+        self.optimizer = self.step.optimizer
+        self.num_steps = self._count_steps() if num_steps is None else num_steps
+        self.scheduler = make_scheduler(self.optimizer, config.train, num_steps=self.num_steps)
+        self.step.scheduler = self.scheduler
 
     def _make_step(self, model: nn.Module) -> TrainStep:
         train, num_images = self.config.train, len(self.data.train.labels_N)
         self.team.check(batch_size=train.batch_size, num_images=num_images)
-        optimizer = make_optimizer(model, train)
-        num_steps = count_batches(num_images, batch_size=train.batch_size)
         reason = reason_for_eager(self.device, train, num_processes=self.team.num_processes)
         return (GraphStep if reason is None else TrainStep)(
             model=model,
             config=train,
-            optimizer=optimizer,
-            scheduler=make_scheduler(optimizer, train, steps_per_epoch=num_steps),
+            optimizer=make_optimizer(model, train),
             normalise=self.data.normalise,
             device=self.device,
             dtype=choose_dtype(train.precision, self.device),
             execution=Execution("graph") if reason is None else Execution("eager", reason),
         )
+
+    def _count_steps(self) -> int:
+        """Return the steps of the whole run: of `epochs` passes, or what the budget pays for, one an epoch at least.
+
+        What the steps that a budget of seconds measures have changed is restored.
+        """
+        train, split = self.config.train, self.data.train
+        num_images = len(split.labels_N)
+        if train.budget is None:
+            return train.epochs * count_batches(num_images, batch_size=train.batch_size)
+        images_BCHW, labels_B = split.images_NCHW[: train.batch_size], split.labels_N[: train.batch_size]
+        if train.budget.flops is not None:
+            one = forward_flops(self.model, self.data.normalise(images_BCHW[:1]))
+            paid = int(train.budget.flops / (FORWARD_PASSES_OF_A_STEP * one * len(labels_B)))
+        else:
+            assert train.budget.seconds is not None
+            generator = torch.Generator(device=self.device).manual_seed(self.config.seed)
+            self.model.train()
+            totals = [self.step.totals.loss, self.step.totals.num_correct]
+            with restore_afterwards(self.model, self.optimizer, self.device, also=totals):
+                paid = count_steps_in_seconds(
+                    train.budget.seconds,
+                    lambda: self._take_step(images_BCHW, labels_B, generator),
+                    device=self.device,
+                    num_timed=MIN_TIMED if self.team.num_processes > 1 else None,
+                )
+            paid = int(self.team.sum(torch.tensor(paid, device=self.device)).item()) // self.team.num_processes
+        return max(train.epochs, paid)
 
     def close(self) -> None:
         """Free the device memory that only the run needs."""
@@ -155,6 +192,7 @@ class _Run:
     def state(self) -> TrainState:
         return TrainState(
             epoch=self.epoch,
+            num_steps=self.num_steps,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
@@ -214,18 +252,32 @@ class _Run:
         team, totals = self.team, self.step.totals
         totals.reset()
         num_images = 0
-        epoch = batches(self.data.train, batch_size=self.config.train.batch_size, generator=self.generator)
-        for step, (images_BCHW, labels_B) in enumerate(epoch):
+        for step, (images_BCHW, labels_B) in enumerate(self._draw_batches()):
             if self.stop_requested():
                 raise _Stopped
-            images_BCHW = augment(images_BCHW, self.config.data.augment, generator=self.generator)
-            own_B = team.part(labels_B)
-            self.step(team.part(images_BCHW), own_B, loss_scale=team.loss_scale(len(own_B), len(labels_B)))
+            self._take_step(images_BCHW, labels_B, self.generator)
             num_images += len(labels_B)
             if step % STEPS_BETWEEN_CHECKS == 0:
                 _check_finite(team.sum(totals.loss).item(), "training")
         loss = _check_finite(team.sum(totals.loss).item(), "training")
         return loss / num_images, team.sum(totals.num_correct).item() / num_images, num_images
+
+    def _draw_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the batches of one epoch: one pass, or as much of one or more as the part of the budget has steps."""
+        epochs, batch_size = self.config.train.epochs, self.config.train.batch_size
+        left = self.num_steps * (self.epoch + 1) // epochs - self.num_steps * self.epoch // epochs
+        while left > 0:
+            for batch in itertools.islice(
+                batches(self.data.train, batch_size=batch_size, generator=self.generator), left
+            ):
+                left -= 1
+                yield batch
+
+    def _take_step(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, generator: torch.Generator) -> None:
+        images_BCHW = augment(images_BCHW, self.config.data.augment, generator=generator)
+        own_B = self.team.part(labels_B)
+        scale = self.team.loss_scale(len(own_B), len(labels_B))
+        self.step(self.team.part(images_BCHW), own_B, loss_scale=scale)
 
     def _validate(self) -> tuple[float, float]:
         """Return loss and accuracy on the validation split, as a CUDA graph if the steps are one."""
@@ -246,7 +298,7 @@ class _Run:
         if self.evaluation is None:
             loss, accuracy = evaluate(self.model, self.data, split, dtype=self.step.dtype, team=self.team)
         else:
-            loss, accuracy = _means(self.evaluation(split.images_NCHW, split.labels_N), split)
+            loss, accuracy = mean_figures(self.evaluation(split.images_NCHW, split.labels_N), split)
         return _check_finite(loss, "validation"), accuracy
 
 
@@ -257,34 +309,3 @@ def _check_finite(loss: float, phase: str) -> float:
             kind=FailureKind.NON_FINITE_LOSS,
         )
     return loss
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    data: Dataset,
-    split: Split,
-    *,
-    dtype: torch.dtype = torch.float32,
-    batch_size: int = VALIDATION_BATCH,
-    team: Team | None = None,
-) -> tuple[float, float]:
-    """Put `model` into eval mode; return its mean cross-entropy (nats, no label smoothing) and accuracy on a split.
-
-    Each process of a `team` computes its part, and all get the result of the whole split.
-    """
-    model.eval()
-    team = team or Team()
-    totals = Totals.on(split.labels_N.device)
-    images_NCHW, labels_N = team.part(split.images_NCHW), team.part(split.labels_N)
-    if len(labels_N):
-        for images_BCHW, labels_B in zip(
-            torch.split(images_NCHW, batch_size), torch.split(labels_N, batch_size), strict=True
-        ):
-            add_evaluation(totals, model, data.normalise(images_BCHW), labels_B, dtype=dtype)
-    return _means(Totals(team.sum(totals.loss), team.sum(totals.num_correct)), split)
-
-
-def _means(totals: Totals, split: Split) -> tuple[float, float]:
-    count = len(split.labels_N)
-    return totals.loss.item() / count, totals.num_correct.item() / count

@@ -51,20 +51,22 @@ def cycles_beta(config: TrainConfig) -> bool:
 
 
 def make_scheduler(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, *, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, config: TrainConfig, *, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the schedule of the learning rate, stepped once a batch; `config.learning_rate` is its highest value."""
+    """Return the schedule of the learning rate for `num_steps` batches, stepped once a batch.
+
+    `config.learning_rate` is its highest value.
+    """
     schedulers = torch.optim.lr_scheduler
-    total = config.epochs * steps_per_epoch
     if config.schedule == "one_cycle":
         return schedulers.OneCycleLR(
             optimizer,
             max_lr=config.learning_rate,
-            total_steps=total + 1,
+            total_steps=num_steps + 1,
             pct_start=ONE_CYCLE_WARMUP_SHARE,
             cycle_momentum=cycles_beta(config),
         )
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(config.warmup_epochs * num_steps / config.epochs)
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -72,9 +74,9 @@ def make_scheduler(
         if config.schedule == "constant":
             return 1.0
         if config.schedule == "halving":  # FractalNet's: 400 epochs drop after 200, 300, 350, 375 ...
-            epochs_left = config.epochs - min(step // steps_per_epoch, config.epochs - 1)
+            epochs_left = config.epochs - min(step * config.epochs // num_steps, config.epochs - 1)
             return 0.1 ** int(math.log2(config.epochs / epochs_left))
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
 
     return schedulers.LambdaLR(optimizer, factor)
 

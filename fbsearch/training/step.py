@@ -112,11 +112,11 @@ class TrainStep:
     model: nn.Module
     config: TrainConfig
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
     normalise: Normalise
     device: torch.device
     dtype: torch.dtype
     execution: Execution
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None  # None while steps are only measured
     totals: Totals = field(init=False)
     rates: DeviceRates | None = field(init=False)
 
@@ -129,7 +129,7 @@ class TrainStep:
         """Train on uint8 images and their labels; never wait for the device."""
         self._load_rates()
         self.compute(images_BCHW, labels_B, loss_scale=loss_scale)
-        self.scheduler.step()
+        self._advance()
 
     def compute(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, *, loss_scale: float = 1.0) -> None:
         """Compute what a graph holds: the whole step except the schedule."""
@@ -149,6 +149,10 @@ class TrainStep:
     def close(self) -> None:
         """Free the device memory that the run holds beside model and optimiser."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _advance(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     def _load_rates(self) -> None:
         if self.rates is not None:
@@ -180,7 +184,7 @@ class GraphStep(TrainStep):
         self._images_BCHW.copy_(images_BCHW)
         self._labels_B.copy_(labels_B)
         self._graph.replay()
-        self.scheduler.step()
+        self._advance()
 
     def pool(self) -> Any:
         """Return the graph's memory pool, for a graph that never runs at the same time; None without a graph."""

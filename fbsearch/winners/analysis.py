@@ -19,7 +19,8 @@ from fbsearch.network.model import FractalBrainNet
 from fbsearch.pictures.dimensions import compare_dimensions, plot_dimensions
 from fbsearch.pictures.maps import Samples, draw_attention, draw_masks
 from fbsearch.training.devices import choose_device
-from fbsearch.training.loop import evaluate, train
+from fbsearch.training.evaluation import evaluate
+from fbsearch.training.loop import train
 from fbsearch.winners.checkpoint import build_net, choose_config
 
 # The number of validation images that the tables are computed from; fewer are drawn.

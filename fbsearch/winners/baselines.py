@@ -95,12 +95,12 @@ class Baselines:
         if name == "resnet18" or self.recipe is BaselineRecipe.SAME:
             return self._runs(name, net=name), f"{what}; trained as rank {self.config.rank}"
         runs = self._runs(name, net=name, train=paper_recipe(self._trained))
-        return runs, f"{what}; its paper's recipe, {_count_epochs(runs)}"
+        return runs, f"{what}; its paper's recipe, {_describe_length(runs)}"
 
     def _plan_size(self, name: str) -> tuple[list[Run], str]:
         model, change = fit_size(SIZES[name], self.config.shape)
         runs = self._runs(name, model=model, train=untuned(self._trained))
-        return runs, f"the documented size{change}, Adam at {DOCUMENTED_RATE:g}; {_count_epochs(runs)}"
+        return runs, f"the documented size{change}, Adam at {DOCUMENTED_RATE:g}; {_describe_length(runs)}"
 
     def _plan_random_search(self) -> tuple[list[Run], str]:
         search = self.export.search
@@ -115,13 +115,16 @@ class Baselines:
         best = found.best
         runs = self._runs("random_search", model=best.config.model, train=best.config.train)
         draws = f"{len(found.draws)} draw{'s' if len(found.draws) > 1 else ''}"
-        how = f"trained as it was drawn, {_count_epochs(runs)}"
+        how = f"trained as it was drawn, {_describe_length(runs)}"
         share = f"{found.spent:.0%} of the search's FLOPs"
         return runs, f"best of {draws} (validation {best.val_accuracy:.2%}) for {share}; {how}"
 
 
-def _count_epochs(runs: Sequence[Run]) -> str:
-    epochs = runs[0].config.train.epochs
+def _describe_length(runs: Sequence[Run]) -> str:
+    train = runs[0].config.train
+    if train.budget is not None:
+        return f"{train.budget} of training steps"
+    epochs = train.epochs
     return f"{epochs} epoch{'s' if epochs > 1 else ''}"
 
 
@@ -137,9 +140,9 @@ def untuned(train: TrainConfig) -> TrainConfig:
     """Return the documents' training: Adam with learning rate 0.001 and no weight decay, TrainConfig's other defaults.
 
     (TrainConfig's learning rate suits the small networks of the default study: medium does not learn with it.) Epochs,
-    kept weights and precision are those of `train`.
+    budget, kept weights and precision are those of `train`.
     """
-    same = {name: getattr(train, name) for name in ("epochs", "early_stopping", "keep_best", "precision")}
+    same = {name: getattr(train, name) for name in ("epochs", "budget", "early_stopping", "keep_best", "precision")}
     return TrainConfig(optimizer="adam", learning_rate=DOCUMENTED_RATE, weight_decay=0, **same)
 
 

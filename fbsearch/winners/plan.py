@@ -28,6 +28,7 @@ class Settings:
 
     num_seeds: int = 3
     epochs: int | None = None
+    seconds: float | None = None
     early_stopping: int | None = None
     keep_best: bool | None = None
     keep_validation: bool = False
@@ -135,6 +136,10 @@ def train_config(config: TrainConfig, settings: Settings, *, label: str) -> Trai
     """Return a TrainConfig with the flags applied. ConfigError, which names `label`, where they contradict it."""
     wanted = {"epochs": settings.epochs, "early_stopping": settings.early_stopping, "keep_best": settings.keep_best}
     values = config.model_dump() | {name: value for name, value in wanted.items() if value is not None}
+    if settings.seconds is not None:
+        values["budget"] = {"seconds": settings.seconds}
+    elif settings.epochs is not None:
+        values["budget"] = None
     try:
         trained = TrainConfig.model_validate(values)
     except ValidationError as error:

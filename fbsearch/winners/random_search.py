@@ -6,7 +6,7 @@ draw is written to a file and not trained again.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from fbsearch.config.space import draw_point
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, TrialError
 from fbsearch.files import write_whole
+from fbsearch.training.budget import FORWARD_PASSES_OF_A_STEP
 from fbsearch.training.devices import is_out_of_memory
 from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.requirements import Cost, measure_cost
@@ -70,7 +71,7 @@ def search_randomly(
             path = folder / f"draw-{number + 1:04}.json"
             num_train = prepare(load(config.data), run).info.num_train
             spent = sum(draw.train_flops for draw in draws)
-            if draws and spent + cost.flops * trial.train.epochs * num_train > budget:
+            if draws and spent + _expected_flops(trial, cost, num_train, draws) > budget:
                 break
             draw = _read(path, run, number)
             if draw is None:
@@ -81,6 +82,16 @@ def search_randomly(
             share = (spent + draw.train_flops) / budget
             view.ended(f"{run.label}: {found}; {share:.0%} of the search's FLOPs")
     return RandomSearch(tuple(draws), budget)
+
+
+def _expected_flops(trial: TrialConfig, cost: Cost, num_train: int, draws: Sequence[Draw]) -> int:
+    """Return the FLOPs of a draw trained in full; where a budget of seconds decides, the mean of the draws before."""
+    train = trial.train
+    if train.budget is None:
+        return cost.flops * train.epochs * num_train
+    if train.budget.flops is not None:
+        return int(train.budget.flops / FORWARD_PASSES_OF_A_STEP)
+    return sum(draw.train_flops for draw in draws) // max(1, len(draws))
 
 
 def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialConfig, Cost]]:
@@ -101,7 +112,7 @@ def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialC
 
 
 def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Draw:
-    """Train a draw on the training split; one that fails is charged for all its epochs."""
+    """Train a draw on the training split; one that fails is charged for the whole run."""
     data = prepare(load(run.config.data), run)
     torch.manual_seed(run.config.seed)
     history = []
@@ -117,13 +128,13 @@ def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Dr
         if not is_out_of_memory(error):
             raise
         failure = "out of memory"
-    epochs = run.config.train.epochs if failure else len(history)
+    flops = sum(cost.flops * stats.num_images for stats in history)
     return Draw(
         number=number,
         config=run.trial,
         num_parameters=cost.num_parameters,
-        epochs=epochs,
-        train_flops=cost.flops * epochs * data.info.num_train,
+        epochs=len(history),
+        train_flops=_expected_flops(run.trial, cost, data.info.num_train, ()) if failure else flops,
         seconds=sum(stats.seconds for stats in history),
         val_accuracy=None if failure else final_accuracy(history, run.config.train),
         failure=failure,

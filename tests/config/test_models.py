@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from fbsearch.config.models import (
     AugmentConfig,
+    BudgetConfig,
     DataConfig,
     FractalPatternType,
     ModelConfig,
@@ -29,6 +30,7 @@ BOUNDS: list[tuple[type[StrictModel], str, list[Any], list[Any]]] = [
     (DataConfig, "name", ["digits", "folder", "svhn"], ["imagenet", "", None]),
     (DataConfig, "image_size", [1, 224, None], [0, -8]),
     (DataConfig, "limit", [1, None], [0]),
+    (TrainConfig, "budget", [None, BudgetConfig(seconds=0.5), BudgetConfig(flops=1)], [{}, 20, {"seconds": 0}]),
     (DataConfig, "validation_share", [0.01, 0.99], [0, 1, -0.1]),
     (DataConfig, "seed", [0], [-1]),
     (ModelConfig, "fractal_levels", [(1,), (8,) * 8], [(), (0,), (2, 0), (9,), (1,) * 9, 3]),

@@ -181,6 +181,12 @@ def test_study_file_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
          "none, found 'koch'"),
         ("train: {epochs: many}", "train.epochs: input should be a valid integer, found 'many'"),
         ("train: {epochs: 2, warmup_epochs: 2, schedule: cosine}", "train: warmup_epochs 2 must be below epochs 2"),
+        ("train: {budget: {}}", "train.budget: give either seconds or flops"),
+        ("train: {budget: {hours: 1}}", "train.budget.hours: unknown key; allowed: seconds, flops"),
+        ("train: {budget: {flops: 1e9}}\nspace: {train.epochs: {choices: [1, 2]}}", "space.train.epochs: counts the "
+         "parts of train.budget, the same in all trials"),
+        ("space: {train.budget: {choices: [1]}}", "space.train.budget: is the same for all trials; set it in "
+         "train"),
         ("name: 5", "name: input should be a valid string, found 5"),
         ("name: ''", "name: string should have at least 1 character, found ''"),
         ("space:", "space: input should be a valid dictionary, found None"),

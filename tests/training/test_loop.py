@@ -12,7 +12,8 @@ from fbsearch.errors import DeviceError, TrialError
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import choose_device, choose_dtype
-from fbsearch.training.loop import evaluate, final_accuracy, train
+from fbsearch.training.evaluation import evaluate
+from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.optimizers import make_optimizer, make_scheduler
 
 DATA = DataConfig(limit=600)
@@ -129,7 +130,7 @@ def test_make_optimizer_decays_weights_only() -> None:
 def rates(config: TrainConfig, *, steps_per_epoch: int) -> list[float]:
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = torch.optim.SGD([weight], lr=config.learning_rate)
-    scheduler = make_scheduler(optimizer, config, steps_per_epoch=steps_per_epoch)
+    scheduler = make_scheduler(optimizer, config, num_steps=config.epochs * steps_per_epoch)
     found = []
     for _ in range(config.epochs * steps_per_epoch):
         found.append(optimizer.param_groups[0]["lr"])
@@ -147,7 +148,7 @@ def test_schedule_one_cycle_rises_to_the_rate_and_falls() -> None:
 def test_schedule_one_cycle_leaves_a_chosen_momentum_alone() -> None:
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.3)
-    scheduler = make_scheduler(optimizer, TrainConfig(optimizer="sgd", momentum=0.3), steps_per_epoch=3)
+    scheduler = make_scheduler(optimizer, TrainConfig(optimizer="sgd", momentum=0.3), num_steps=24)
     for _ in range(5):
         optimizer.step()
         scheduler.step()

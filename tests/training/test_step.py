@@ -13,7 +13,8 @@ from fbsearch.messages import EpochStats, Execution
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.cuda_graph import restore_afterwards
 from fbsearch.training.cycled_adam import CycledAdam
-from fbsearch.training.loop import evaluate, train
+from fbsearch.training.evaluation import evaluate
+from fbsearch.training.loop import train
 from fbsearch.training.optimizers import DeviceRates, make_optimizer, make_scheduler
 from fbsearch.training.step import PADDING, Totals, add_evaluation, describe_execution, reason_for_eager
 
@@ -80,7 +81,7 @@ def test_cycled_adam_computes_what_torchs_does(decoupled):
     ours = CycledAdam(mine, lr=0.01, weight_decay=0.1, decoupled_weight_decay=decoupled)
     theirs = torch.optim.Adam(others, lr=0.01, weight_decay=0.1, decoupled_weight_decay=decoupled)
     config = TrainConfig(optimizer="adamw" if decoupled else "adam", epochs=2, learning_rate=0.01)
-    schedules = [make_scheduler(optimizer, config, steps_per_epoch=10) for optimizer in (ours, theirs)]
+    schedules = [make_scheduler(optimizer, config, num_steps=20) for optimizer in (ours, theirs)]
     betas = set()
     for _ in range(20):
         set_gradients(mine, others)
@@ -97,7 +98,7 @@ def test_rates_stand_in_the_optimiser_only_while_it_computes():
     net = make_net()
     config = TrainConfig()
     optimizer = CycledAdam(net.parameters(), lr=0.5)
-    schedule = make_scheduler(optimizer, config, steps_per_epoch=10)
+    schedule = make_scheduler(optimizer, config, num_steps=80)
     rates = DeviceRates(optimizer, CPU)
     group = optimizer.param_groups[0]
     for _ in range(3):

@@ -12,7 +12,8 @@ from PIL import Image
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.errors import DataError
-from fbsearch.training.loop import evaluate, train
+from fbsearch.training.evaluation import evaluate
+from fbsearch.training.loop import train
 from fbsearch.winners.checkpoint import ModelCard, TrainedModel, build_net, load_model, save_model
 from fbsearch.winners.predict import Scores, compute_logits, find_images, predict, score, score_columns
 

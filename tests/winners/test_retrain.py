@@ -30,7 +30,8 @@ from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.files import file_name
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.loop import TrainState, evaluate, train
+from fbsearch.training.evaluation import evaluate
+from fbsearch.training.loop import TrainState, train
 from fbsearch.winners.checkpoint import load_model
 from fbsearch.winners.plan import Run, plan_runs
 from fbsearch.winners.plan import Settings as RunSettings
@@ -340,6 +341,16 @@ def test_train_epochs_below_the_warmup_are_refused(fbsearch: Fbsearch, tmp_path:
     write_export(tmp_path, make_export(epochs=8, schedule="cosine", warmup_epochs=4.0))
     message = error_of(fbsearch("train", "best.yaml", "--epochs", 3))
     assert message == "rank 1: train: warmup_epochs 4 must be below epochs 3"
+
+
+def test_train_seconds_replace_the_passes_and_epochs_replace_a_budget(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    write_export(tmp_path, make_export(epochs=2, budget={"flops": 1e6}))
+    arguments = ["train", "best.yaml", "--seeds", 1, "--device", "cpu", "--output"]
+    for output, flag, budget in (("s", ["--seconds", 0.2], {"seconds": 0.2}), ("e", ["--epochs", 1], None)):
+        code, _, errors = fbsearch(*arguments, output, *flag)
+        assert code == 0, errors
+        (result,) = (tmp_path / output).glob("*/rank-1/seed-7/result.json")
+        assert json.loads(result.read_text())["settings"]["train"]["budget"] == budget
 
 
 def test_train_other_settings_in_the_same_folder_are_refused(fbsearch: Fbsearch, tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""The number of training steps that a budget in FLOPs or seconds pays for.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# A backward pass computes two products for each one of the forward pass.
+FORWARD_PASSES_OF_A_STEP = 3
+# The first steps allocate memory, choose algorithms and capture a graph.
+WARM_UPS = 2
+MIN_TIMED, MAX_TIMED = 3, 100
+# The share of a budget for the steps that are timed; MIN_TIMED may take more.
+TIMED_SHARE = 0.05
+
+
+def forward_flops(model: nn.Module, x_BCHW: torch.Tensor) -> int:
+    """Return the FLOPs of a forward pass in eval mode, a multiply-add counted as two; `model` is left in eval mode."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(x_BCHW)
+    return int(counter.get_total_flops())
+
+
+def count_steps_in_seconds(
+    seconds: float, take_step: Callable[[], None], *, device: torch.device, num_timed: int | None = None
+) -> int:
+    """Return how many steps fit into what remains of `seconds` after some of them were taken to measure their time.
+
+    With one thread on a CPU these are seconds of the processor, which other programs do not disturb. `num_timed` fixes
+    the number of steps that are timed, for processes that must take the same number.
+    """
+    clock = _clock(device)
+    started = clock()
+    for _ in range(WARM_UPS):
+        take_step()
+    before_last = clock()
+    take_step()
+    first = max(clock() - before_last, 1e-9)
+    count = num_timed or int(min(max(TIMED_SHARE * seconds / first, MIN_TIMED), MAX_TIMED))
+    before = clock()
+    for _ in range(count):
+        take_step()
+    ended = clock()
+    return int(max(0.0, seconds - (ended - started)) / (ended - before) * count)
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Return the clock of a device, in seconds."""
+    if device.type == "cuda":
+
+        def synchronised() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return synchronised
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
