@@ -65,13 +65,19 @@ def plain_dynamics(module: CerebralDynamicsModule | nn.Identity, x_BCHW: Tensor)
 
 def plain_block(block: FractalNeuralBlock, x_BCHW: Tensor, columns_B: Tensor | None = None) -> Tensor:
     if block.level == 1:
-        out_BCHW = block.activation(plain_dynamics(block.cerebral_dynamics, block.norm(block.base_conv(x_BCHW))))
+        out_BCHW = block.activation(
+            plain_dynamics(block.cerebral_dynamics, block.norm(block.pool(block.base_conv(x_BCHW))))
+        )
     else:
         deep_BCHW = x_BCHW
         for inner in block.deep_branch:
             deep_BCHW = plain_block(inner, deep_BCHW, None if columns_B is None else columns_B - 1)
         convolution, dynamics, norm, activation = block.shallow_branch
-        shallow_BCHW = activation(norm(plain_dynamics(dynamics, convolution(x_BCHW))))
+        shallow_BCHW = convolution(x_BCHW)
+        if isinstance(dynamics, nn.Sequential):
+            pool, dynamics = dynamics
+            shallow_BCHW = pool(shallow_BCHW)
+        shallow_BCHW = activation(norm(plain_dynamics(dynamics, shallow_BCHW)))
         out_BCHW = plain_join(block, deep_BCHW, shallow_BCHW, columns_B)
     return block.drop_path(out_BCHW)
 

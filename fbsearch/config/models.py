@@ -135,11 +135,13 @@ class ModelConfig(StrictModel):
         "full", description="full: after the stem and each block | stem: after the stem only | none"
     )
     downsample: Literal["conv", "pool", "stride"] = Field(
-        "conv", description="between stages: conv (3x3, stride 2) | pool (maximum of 2x2) | stride (of the next block)"
+        "conv",
+        description="between stages: conv (3x3, stride 2) | pool (maximum of 2x2 within the block) | stride (of the "
+        "next block)",
     )
     stem: Literal["auto", "conv7", "conv3", "pool3", "patch2", "patch4"] = Field(
         "auto",
-        description="conv7 (7x7, stride 2) | conv3 (3x3, stride 1) | pool3 (conv3, then the maximum of 2x2) | patch2, "
+        description="conv7 (7x7, stride 2) | conv3 (3x3, stride 1) | pool3 (conv3 and the maximum of 2x2) | patch2, "
         "patch4 (2x2, 4x4, its size as stride) | auto: conv3 up to 32 pixels",
     )
     global_attention: Literal["spatial", "coarse", "pooled", "none"] = Field(

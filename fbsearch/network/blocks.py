@@ -160,7 +160,8 @@ class FractalNeuralBlock(nn.Module):
     anything is dropped. A block of level 1 has no join.
 
     Cheaper forms: without `dynamics` the convolutions have none; `join` "mean" is FractalNet's mean of the branches
-    that survive, without gates; `stride` 2 halves the map in the convolutions that read the block's input.
+    that survive, without gates; `stride` 2 halves the map in the convolutions that read the block's input; `pool`
+    halves it after the last convolution of each path, so that the norms and joins behind see a quarter of it.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class FractalNeuralBlock(nn.Module):
         dynamics: bool = True,
         join: Join = "gates",
         stride: int = 1,
+        pool: bool = False,
     ) -> None:
         super().__init__()
         mask = mask if isinstance(mask, FractalMask) else FractalMask(mask)
@@ -185,6 +187,7 @@ class FractalNeuralBlock(nn.Module):
         make_dynamics = partial(CerebralDynamicsModule, out_channels, mask) if dynamics else nn.Identity
         if level == 1:
             self.base_conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+            self.pool = nn.MaxPool2d(2, ceil_mode=True) if pool else nn.Identity()
             self.norm = nn.BatchNorm2d(out_channels)
             self.cerebral_dynamics = make_dynamics()
             self.activation = make_activation(activation, out_channels)
@@ -193,10 +196,10 @@ class FractalNeuralBlock(nn.Module):
             FractalNeuralBlock, level - 1, out_channels=out_channels, mask=mask, drop_path=drop_path,
             drop_path_prob=drop_path_prob, activation=activation, dynamics=dynamics, join=join,
         )  # fmt: skip
-        self.deep_branch = nn.Sequential(inner(in_channels, stride=stride), inner(out_channels))
+        self.deep_branch = nn.Sequential(inner(in_channels, stride=stride), inner(out_channels, pool=pool))
         self.shallow_branch = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, stride, padding=1),
-            make_dynamics(),
+            nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), make_dynamics()) if pool else make_dynamics(),
             nn.BatchNorm2d(out_channels),
             make_activation(activation, out_channels),
         )
@@ -235,7 +238,7 @@ class FractalNeuralBlock(nn.Module):
     def _forward_from(self, entered: list[Tensor], columns_B: Tensor | None) -> Tensor:
         """Compute the block from the outputs of its entries."""
         if self.level == 1:
-            with recomputed_norm(self.norm, entered[0]) as x_BCHW:
+            with recomputed_norm(self.norm, self.pool(entered[0])) as x_BCHW:
                 out_BCHW = activate(self.activation, self.cerebral_dynamics(x_BCHW))
         else:
             # The deep branch goes first, so that random numbers are drawn in the reference's order.

@@ -96,6 +96,7 @@ class FractalStage(nn.Sequential):
     """A fractal block and the parts after it, each of which maps a feature map to one: dynamics, scales, downsampling.
 
     The scale processor is child 1 and the downsampling child 2, as in the reference; an absent part is an Identity.
+    `downsample: pool` has its maximum within the block.
     """
 
     def forward(self, x_BCHW: Tensor, columns_B: Tensor | None = None) -> Tensor:
@@ -207,29 +208,27 @@ class FractalBrainNet(_Headed):
         pooled = config.stem == "pool3"
         stem = ConvNormActivation(
             self.in_channels, channels, kernel_size, stride=1 if pooled else stride, activation=config.activation,
-            padding=0 if kernel_size == stride else kernel_size // 2,
+            padding=0 if kernel_size == stride else kernel_size // 2, pool=pooled,
         )  # fmt: skip
-        if pooled:
-            stem.append(nn.MaxPool2d(2, ceil_mode=True))
         if config.scale_processor != "none":
             stem.append(AdaptiveScaleProcessor(channels, activation=config.activation))
         return stem
 
     def _make_stage(self, index: int, in_channels: int, channels: int) -> FractalStage:
         config = self.config
+        is_last = index == len(config.fractal_levels) - 1
         block = FractalNeuralBlock(
             config.fractal_levels[index], in_channels, channels, self.mask, config.drop_path,
             drop_path_prob=config.drop_path_prob, activation=config.activation, dynamics=config.dynamics == "all",
             join=config.join, stride=2 if index and config.downsample == "stride" else 1,
+            pool=config.downsample == "pool" and not is_last,
         )  # fmt: skip
         scale_processor: nn.Module = nn.Identity()
         if config.scale_processor == "full":
             scale_processor = AdaptiveScaleProcessor(channels, activation=config.activation)
         downsample: nn.Module = nn.Identity()
-        if index < len(config.fractal_levels) - 1 and config.downsample == "conv":
+        if config.downsample == "conv" and not is_last:
             downsample = ConvNormActivation(channels, channels, 3, stride=2, activation=config.activation)
-        elif index < len(config.fractal_levels) - 1 and config.downsample == "pool":
-            downsample = nn.MaxPool2d(2, ceil_mode=True)
         parts: OrderedDict[str, nn.Module] = OrderedDict({"0": block})
         if config.dynamics == "last":
             parts["dynamics"] = CerebralDynamicsModule(channels, self.mask)
