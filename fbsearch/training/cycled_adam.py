@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.optim.adam import adam
 
 
 class CycledAdam(torch.optim.Adam):
@@ -25,7 +26,15 @@ class CycledAdam(torch.optim.Adam):
         lists: list[list[torch.Tensor]] = [[] for _ in range(6)]
         self._init_group(group, *lists)  # type: ignore[no-untyped-call]
         params, grads, means, squares, _, counts = lists
-        if params:
+        if params and params[0].device.type == "cpu" and not isinstance(lr, torch.Tensor):
+            # No graph is captured here: torch's fused kernel takes a fifth of the time.
+            beta1, beta2 = group["betas"]
+            adam(
+                params, grads, means, squares, [], counts, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr,
+                weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+                decoupled_weight_decay=group["decoupled_weight_decay"],
+            )  # fmt: skip
+        elif params:
             _step_adam(group, lr, params, grads, means, squares, counts)
 
 
