@@ -102,7 +102,7 @@ def train(
     if as_json:
         print(json.dumps(found.as_dict()))
         return
-    print_summary(console, found.summary)
+    print_summary(console, found.summary, notes=found.notes)
     if found.comparison is not None:
         print_comparison(console, found.comparison)
     print_next(console, found.folder)

@@ -162,7 +162,7 @@ def export(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Write the best configurations to YAML, or all trials to CSV or JSON."""
-    from fbsearch.config.export_file import EXPORT, dump_export
+    from fbsearch.config.export_file import EXPORT, describe_common, dump_export
     from fbsearch.files import message_stream, write_output
     from fbsearch.study.database import storage_errors
     from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, trial_table
@@ -170,16 +170,18 @@ def export(
     as_yaml, as_csv = (output_format is kind for kind in (ExportFormat.YAML, ExportFormat.CSV))
     path = output or Path("best.yaml" if as_yaml else f"trials.{output_format}")
     study = open_study(storage, name)
+    notes: list[str] = []
     with storage_errors(storage):
         if as_yaml:
             best = export_best(study, top=top)
             text, what = dump_export(best), f"the best {len(best.configs)} configurations"
+            notes = describe_common(best.configs)
         else:
             table = trial_table(study)
             text = table.to_csv(index=False) if as_csv else table.to_json(orient="records", date_format="iso", indent=1)
             what = f"{len(table)} trials"
     write_output(path, text, kind=EXPORT if as_yaml else CSV_TABLE if as_csv else JSON_TABLE, force=force, way_out="")
-    print(f"{path}: {what} of the study {study.study_name!r}", file=message_stream(path))
+    print(f"{path}: {what} of the study {study.study_name!r}", *notes, sep="\n", file=message_stream(path))
 
 
 @app.command()

@@ -10,8 +10,8 @@ from rich.table import Table
 from fbsearch.winners.records import Comparison, Competitor, Retraining
 
 
-def print_summary(console: Console, rows: Sequence[Retraining]) -> None:
-    """Print a row for each configuration, and a warning where the score is the validation split's."""
+def print_summary(console: Console, rows: Sequence[Retraining], *, notes: Sequence[str]) -> None:
+    """Print a row for each configuration, a warning where the score is the validation split's, and the notes."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("rank", "trial", "search", "seeds", "accuracy", "of", "parameters", "images/s", "s"):
         table.add_column(column, justify="left" if column == "of" else "right", no_wrap=True)
@@ -27,6 +27,8 @@ def print_summary(console: Console, rows: Sequence[Retraining]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def _format_accuracy(row: Retraining | Competitor) -> str:

@@ -1,12 +1,21 @@
 """The export file: the best configurations of a study, written by `fbsearch export` and read by `fbsearch train`."""
 
 import datetime
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from fbsearch.config.models import MAX_IMAGE_SIZE, MAX_SEED, DataConfig, ModelConfig, StrictModel, TrainConfig
+from fbsearch.config.models import (
+    COMMON_NETWORK,
+    MAX_IMAGE_SIZE,
+    MAX_SEED,
+    DataConfig,
+    ModelConfig,
+    StrictModel,
+    TrainConfig,
+)
 from fbsearch.config.space import FIELDS, Dimension
 from fbsearch.config.yaml_format import dump_dimension, read_yaml, to_yaml, validate_content
 from fbsearch.errors import ConfigError
@@ -86,6 +95,11 @@ def load_export(path: str | Path) -> Export:
             f"{path}: format: {reason}; after a search `fbsearch export` writes one, by default best.yaml"
         )
     return validate_content(Export, content, path)
+
+
+def describe_common(configs: Iterable[ExportedConfig]) -> list[str]:
+    """Return a line for each configuration that keeps nothing of the fractal."""
+    return [f"Rank {config.rank} is {COMMON_NETWORK}." for config in configs if config.model.is_common]
 
 
 def dump_export(export: Export) -> str:

@@ -50,6 +50,7 @@ Activation = Literal[
 ]  # fmt: skip
 Precision = Literal["auto", "fp32", "bf16"]
 
+COMMON_NETWORK = "a common convolutional network: no block of level 2 or more, and no masks"
 # The largest image size, in pixels, for which `stem: auto` keeps full resolution (CIFAR's size).
 SMALL_IMAGE = 32
 # The largest side to which images are resized. More is a mistake, which would only be noticed when memory has run out.
@@ -171,6 +172,21 @@ class ModelConfig(StrictModel):
     def uses_mask(self) -> bool:
         """Whether the pattern takes part in the computation."""
         return self.pattern != "none" and self.dynamics != "none"
+
+    @property
+    def has_fractal_block(self) -> bool:
+        """Whether a stage repeats itself: of level 2 or more. A block of level 1 is one convolution."""
+        return max(self.fractal_levels) >= 2
+
+    @property
+    def is_fractal(self) -> bool:
+        """Whether the network keeps the fractal: its blocks in at least one stage, and its masks."""
+        return self.has_fractal_block and self.uses_mask
+
+    @property
+    def is_common(self) -> bool:
+        """Whether the network has neither the blocks nor the masks: it is a COMMON_NETWORK."""
+        return not self.has_fractal_block and not self.uses_mask
 
     def stage_channels(self) -> list[int]:
         """Return the channels of each stage; from the fifth on they grow no more."""

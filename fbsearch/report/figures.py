@@ -1,10 +1,12 @@
-"""Figures of a study: the best trials, its history, learning curves, importances, costs and the workers' timeline.
+"""Figures of a study: the best trials, its history, learning curves, the worth of parts, costs, the workers' timeline.
 
 Each takes the frame of `trials_table.trials_frame`. Traces are SVG, so that a figure opens without WebGL, and few, so
 that the report of thousands of trials stays small. `parameter_figures` has the figures of single parameters.
 """
 
+import html
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,8 +14,9 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from fbsearch.report import style
-from fbsearch.report.statistics import best_so_far, pareto_front, ranked, short, wilson_interval
+from fbsearch.report.statistics import best_so_far, pareto_front, ranked, wilson_interval
 from fbsearch.report.timeline import timeline
+from fbsearch.report.worth import Difference, PartWorth
 
 MAX_CURVES = 1000
 MAX_BARS = 1500
@@ -90,30 +93,36 @@ def _join_curves(frame: pd.DataFrame) -> NDArray[np.float32]:
     return np.array(points, dtype=np.float32).reshape(-1, 3).T
 
 
-def plot_importances(importances: pd.DataFrame) -> go.Figure:
-    """Draw the result of `statistics.importances` as bars; a parameter that explains no more than chance is pale."""
-    names = list(dict.fromkeys(importances["parameter"]))[::-1]
-    bases = list(dict.fromkeys(importances["basis"]))
-    height = 140 + (24 * len(bases) + 16) * len(names)
-    figure = style.figure_of("Parameter importances (PED-ANOVA)", height=height, x="share of importance")
-    legend = {
-        "early": ("early accuracy, all trials", style.COMPLETE),
-        "final": ("final accuracy, complete trials", style.GREEN),
-    }
-    for basis in reversed(bases):
-        part = importances[importances["basis"] == basis].set_index("parameter").reindex(names)
-        name, color = legend[basis]
-        figure.add_bar(
-            x=100 * part["share"].to_numpy(), y=[short(name) for name in names], orientation="h", name=name,
-            marker={"color": color, "opacity": np.where(part["explained"] > part["chance"], 1.0, 0.35)},
-            customdata=100 * part[["explained", "chance"]].to_numpy(),
-            hovertemplate="%{y}: importance %{x:.0f}%<br>explains %{customdata[0]:.0f}% of the order, "
-            "chance up to %{customdata[1]:.0f}%<extra></extra>",
+def plot_worth(parts: Sequence[PartWorth]) -> go.Figure:
+    """Draw each choice's difference in accuracy with its interval, in groups by part; sure ones are coloured."""
+    names: list[str] = []
+    num_rows = sum(1 + len(part.rows) for part in parts)
+    figure = style.figure_of(
+        "Differences in accuracy with their 95% intervals", height=140 + 26 * num_rows, x="points of accuracy"
+    )
+    rows: dict[str, list[tuple[int, Difference]]] = {}
+    for part in parts:
+        figure.add_annotation(
+            x=0, xref="paper", xanchor="left", y=len(names), text=f"<b>{part.name}</b>, against {part.reference}",
+            showarrow=False, bgcolor="rgba(0,0,0,0)",
         )  # fmt: skip
-    return figure.update_layout(
-        bargap=0.3, showlegend=True, legend={"traceorder": "reversed"}, yaxis={"showgrid": False},
-        xaxis={"ticksuffix": "%", "rangemode": "tozero"},
-    )  # fmt: skip
+        names.append("")
+        for row in part.rows:
+            color = style.NEUTRAL if not row.is_sure else style.GREEN if row.mean > 0 else style.FAILED
+            rows.setdefault(color, []).append((len(names), row))
+            names.append(html.escape(row.choice))
+    for color, found in rows.items():
+        mean, low, high = 100 * np.array([(row.mean, row.low, row.high) for _, row in found]).T
+        figure.add_scatter(
+            x=mean, y=[place for place, _ in found], mode="markers", marker={"size": 9, "color": color},
+            error_x={"array": high - mean, "arrayminus": mean - low, "thickness": 2, "width": 0, "color": color},
+            customdata=[(row.choice, 100 * row.low, 100 * row.high, row.num_trials) for _, row in found],
+            hovertemplate="%{customdata[0]}: %{x:+.2f} points, 95%% interval %{customdata[1]:+.2f} to "
+            "%{customdata[2]:+.2f}, %{customdata[3]} trials<extra></extra>",
+        )  # fmt: skip
+    figure.add_vline(x=0, line={"color": style.NEUTRAL, "width": 1.5}, layer="below")
+    axis = {"tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.4, -0.6]}
+    return figure.update_layout(showlegend=False, yaxis=axis | {"showgrid": False}, xaxis={"nticks": 7})
 
 
 def plot_cost(frame: pd.DataFrame, cost: str) -> go.Figure:

@@ -31,10 +31,11 @@ from fbsearch.pictures.maps import MASK_PIXELS, draw_maps, mask_png, row_label, 
 from fbsearch.report import figures, parameter_figures
 from fbsearch.report import text as sections
 from fbsearch.report.final_results import Retrained, plot_comparison, plot_trainings, read_retrained
-from fbsearch.report.statistics import importances, parameters, ranked, short
+from fbsearch.report.statistics import parameters, ranked, short
 from fbsearch.report.style import template
 from fbsearch.report.timeline import timeline
 from fbsearch.report.trials_table import trials_frame
+from fbsearch.report.worth import CHANNELS, COMPUTE, Worths, estimate_worth
 from fbsearch.study.study import best_trials, stored_dataset
 from fbsearch.study.trial_record import TrialRecord
 
@@ -75,8 +76,8 @@ def write_report(
 def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, top: int, analysis: Path) -> str:
     """Return the HTML of the report. `analysis` is the folder to which `fbsearch analyze` writes its pictures."""
     dataset = stored_dataset(study)
-    shares = importances(frame)
-    drawn = dict(draw_figures(frame, shares, num_images=dataset.get("num_val"), top=top))
+    worths = estimate_worth(frame)
+    drawn = dict(draw_figures(frame, worths, num_images=dataset.get("num_val"), top=top))
     drawn |= draw_retrained(retrained)
     best = ranked(frame).head(top)
     stored_attention = next((TrialRecord.of(trial).attention for trial in best_trials(study, 1)), None)
@@ -87,7 +88,12 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": sections.count, "percent": sections.percent, "duration": sections.duration}
+    environment.filters |= {
+        "count": sections.count,
+        "percent": sections.percent,
+        "duration": sections.duration,
+        "short": short,
+    }
     return environment.get_template("report.html").render(
         name=study.study_name,
         made=datetime.datetime.now(datetime.UTC),
@@ -98,7 +104,9 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
         style=_resource("report.css"),
         script=_resource("report.js"),
         plotly=Markup(plotly.offline.get_plotlyjs()),
-        mattered=list(sections.describe_importances(frame, shares)),
+        worths=worths,
+        worth=list(map(sections.describe_part, worths.parts)),
+        comparison=sections.describe_comparison(worths),
         best=sections.top_rows(study, best, dataset),
         sampled={name: short(name) for name in parameters(frame, varied=False)},
         retrained=retrained,
@@ -113,11 +121,11 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
 
 
 def draw_figures(
-    frame: pd.DataFrame, shares: pd.DataFrame, *, num_images: int | None, top: int
+    frame: pd.DataFrame, worths: Worths, *, num_images: int | None, top: int
 ) -> Iterator[tuple[str, go.Figure]]:
-    """Yield (name, figure) for every figure that the frame has data for, of parameters the most important first.
+    """Yield (name, figure) for every figure that the frame has data for, of parameters the surest worth first.
 
-    `shares` is the result of `statistics.importances`; `num_images` the size of the validation split, None if unknown.
+    `worths` is the result of `worth.estimate_worth`; `num_images` the size of the validation split, None if unknown.
     """
     states = set(frame["state"])
     if "complete" in states and num_images:
@@ -125,9 +133,10 @@ def draw_figures(
     if states & {"complete", "pruned"} and frame["score"].notna().any():
         yield "history", figures.plot_history(frame)
         yield "curves", figures.plot_learning_curves(frame)
-        if len(shares):
-            yield "importances", figures.plot_importances(shares)
-        names = list(dict.fromkeys([*shares["parameter"], *parameters(frame)]))
+        if worths.parts:
+            yield "worth", figures.plot_worth(worths.parts)
+        by_worth = [CHANNELS if part.part == COMPUTE else part.part for part in worths.parts]
+        names = sorted(parameters(frame), key=[*by_worth, *parameters(frame)].index)
         for name in names:
             yield f"slice {name}", parameter_figures.plot_slice(frame, name)
         if "complete" in states:
@@ -161,7 +170,7 @@ def write_static(study: optuna.Study, folder: Path, *, top: int = 10) -> list[Pa
         raise StorageError("--static needs plotly's kaleido and Chromium or Chrome: pip install 'fbsearch[static]'")
     frame = trials_frame(study)
     num_images = stored_dataset(study).get("num_val")
-    drawn = dict(draw_figures(frame, importances(frame), num_images=num_images, top=top))
+    drawn = dict(draw_figures(frame, estimate_worth(frame), num_images=num_images, top=top))
     drawn |= draw_retrained(read_retrained(Path("reports") / file_name(study.study_name), frame))
     for figure in drawn.values():
         figure.update_layout(paper_bgcolor="white", margin={"r": 24, "b": 24})

@@ -1,4 +1,4 @@
-"""Text and tables of a report: headline, noise, what mattered, the best, workers, failures, conditions.
+"""Text and tables of a report: headline, noise, what parts are worth, the best, workers, failures, conditions.
 
 Each function takes the frame of `trials_table.trials_frame` and returns plain text and values; the page escapes them.
 """
@@ -6,14 +6,15 @@ Each function takes the frame of `trials_table.trials_frame` and returns plain t
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import optuna
 import pandas as pd
 import yaml
+from pydantic import ValidationError
 
 from fbsearch.config.export_file import dump_export
+from fbsearch.config.models import COMMON_NETWORK, ModelConfig
 from fbsearch.errors import StorageError
 from fbsearch.files import file_name
 from fbsearch.messages import FailureKind
@@ -24,11 +25,10 @@ from fbsearch.report.statistics import (
     parameters,
     ranked,
     saved_by_pruning,
-    shared_epoch,
-    short,
     wilson_interval,
 )
 from fbsearch.report.timeline import timeline
+from fbsearch.report.worth import Difference, PartWorth, Worths
 from fbsearch.study.export import export_best
 from fbsearch.study.study import stored_settings
 
@@ -45,6 +45,7 @@ def headline(frame: pd.DataFrame, dataset: dict[str, Any]) -> dict[str, Any]:
     return {
         "counts": Counter(frame["state"].mask(is_interrupted, "interrupted").replace("fail", "failed")),
         "winner": best.iloc[0] if len(best) else None,
+        "common": describe_winner(best.iloc[0]["config"]) if len(best) else "",
         "num_images": num_images,
         "interval": interval,
         "noise": _compare_ranks(best, interval, num_images) if interval and num_images else "",
@@ -52,6 +53,15 @@ def headline(frame: pd.DataFrame, dataset: dict[str, Any]) -> dict[str, Any]:
         "seconds": float(frame["seconds"].sum()),
         "clock": timeline(frame),
     }
+
+
+def describe_winner(config: dict[str, Any]) -> str:
+    """Say that the best network is a common one if it is; an empty text if not, or if its form is not known."""
+    try:
+        model = ModelConfig.model_validate(config["model"])
+    except (KeyError, ValidationError):  # as an older version stored it
+        return ""
+    return f"The best network keeps nothing of the fractal: it is {COMMON_NETWORK}." if model.is_common else ""
 
 
 def _compare_ranks(best: pd.DataFrame, interval: tuple[float, float], num_images: int) -> str:
@@ -81,25 +91,45 @@ def _compare_ranks(best: pd.DataFrame, interval: tuple[float, float], num_images
     )
 
 
-def describe_importances(frame: pd.DataFrame, shares: pd.DataFrame) -> Iterator[str]:
-    """Yield a sentence for each basis of `shares`, the result of `statistics.importances`."""
-    measured = {
-        "early": f"After epoch {shared_epoch(frame)}, which all trials reached",
-        "final": "At the end, among complete trials",
-    }
-    for basis, part in shares.groupby("basis", sort=True):
-        is_sure = part["explained"] > part["chance"]
-        sure = [
-            f"{short(row['parameter'])} ({row['explained']:.0%} of the trials' order; {row['best']})"
-            for _, row in part[is_sure].iterrows()
-        ]
-        unsure = [short(name) for name in part["parameter"][~is_sure]]
-        sentence = f"{measured[str(basis)]}, {f'{_join(sure)} mattered' if sure else 'nothing stood out'}."
-        yield sentence + (f" The effect of {_join(unsure)} is no larger than chance would show." if unsure else "")
+def describe_comparison(worths: Worths) -> str:
+    """Say what was compared, when in training, and what that leaves open."""
+    cost = (
+        "at equal compute and with all other searched parts equal"
+        if worths.at_equal_compute
+        else "with all other searched parts equal, but not at equal compute: the cost follows from the parts alone"
+    )
+    pruned = " Only the better trials went further; to judge parts at the end of training, search with pruner: none."
+    return (
+        f"Points of validation accuracy between the choices of a part, {cost}. Compared are {worths.num_trials:,} "
+        f"finished trials {worths.when}"
+    ) + ("." if worths.share == 1 else f", the last point that all of them reached.{pruned}")
 
 
-def _join(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+def describe_part(part: PartWorth) -> tuple[str, str]:
+    """Return a part's name and one line on its worth, with 95% intervals in points."""
+    if not part.is_sure:
+        bound = f"against {part.reference}, more than {_points(part.bound)} points can be excluded"
+        return part.name, f"no evidence that it matters; {bound}."
+    sure = [row for row in part.rows if row.is_sure]
+    unsure = [row.choice for row in part.rows if not row.is_sure]
+    said = [_describe_row(row, is_first=row is sure[0], reference=part.reference) for row in sure]
+    more = f"; no evidence of a difference for {', '.join(unsure)}" if unsure else ""
+    return part.name, f"{', '.join(said)}{more}."
+
+
+def _describe_row(row: Difference, *, is_first: bool, reference: str) -> str:
+    ends = sorted(abs(end) for end in (row.low, row.high))
+    amount = f"{_points(abs(row.mean))} points" if is_first else _points(abs(row.mean))
+    than = f" than {reference}" if is_first else ""
+    return (
+        f"{row.choice} is worth {amount} {'more' if row.mean > 0 else 'less'}{than} "
+        f"({_points(ends[0])} to {_points(ends[1])})"
+    )
+
+
+def _points(share: float) -> str:
+    """Format a share as points of a hundred, with two digits below 1."""
+    return f"{100 * share:.2f}" if share < 0.00995 else f"{100 * share:.1f}"
 
 
 def missing(frame: pd.DataFrame, dataset: dict[str, Any]) -> list[str]:

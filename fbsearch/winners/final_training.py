@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from fbsearch.config.choices import BaselineRecipe
-from fbsearch.config.export_file import load_export
+from fbsearch.config.export_file import describe_common, load_export
 from fbsearch.data.untrusted import check_paths
 from fbsearch.training import distributed
 from fbsearch.winners.baselines import Baselines
@@ -22,16 +22,21 @@ from fbsearch.winners.retrain import Loader, retrain
 
 @dataclass(frozen=True)
 class FinalTraining:
-    """The summary and the comparison of an export's trainings, and the folder in which they are written."""
+    """The summary and the comparison of an export's trainings, and the folder in which they are written.
+
+    `notes` has a line for each configuration that keeps nothing of the fractal.
+    """
 
     study: str
     folder: Path
     summary: list[Retraining]
     comparison: Comparison | None
+    notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        content = {"study": self.study, "folder": str(self.folder), "configs": [row.row() for row in self.summary]}
+        content: dict[str, Any] = {"study": self.study, "folder": str(self.folder), "notes": self.notes}
+        content["configs"] = [row.row() for row in self.summary]
         return content if self.comparison is None else content | {"comparison": self.comparison.model_dump()}
 
 
@@ -75,4 +80,4 @@ def train_export(
     if baselines:
         comparison = compare(winners, outcomes, recipe=recipe)
         write_comparison(folder, comparison)
-    return FinalTraining(export.study, folder, summary, comparison)
+    return FinalTraining(export.study, folder, summary, comparison, describe_common(configs))
