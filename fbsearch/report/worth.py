@@ -7,10 +7,10 @@ on; for the same reason no trial is taken at its own last epoch.
 
 The model adds up a term for each choice and two, x and x², for each number, so that a part is not given the merit of
 what was tried together with it: a sampler that learns, such as TPE, repeats good combinations. Compute is one more
-number, the logarithm of the FLOPs spent until then: a part that doubles the cost must be better than what twice as much
-brings elsewhere. `model.base_channels` has no term of its own, since it is how compute is spent; the row "compute" says
-what twice as much brings. Where the study gives all trials the same compute (`train.budget`), the channels are a part
-like any other.
+number, the logarithm of the FLOPs spent until then. A part that doubles the cost must be better than what twice as
+much brings elsewhere. `model.base_channels` has no term of its own, since it is how compute is spent; the row "compute"
+says what twice the median brings. Where the study gives all trials the same compute (`train.budget`), the channels are
+a part like any other.
 
 Intervals are of heteroscedasticity-consistent standard errors (HC3: MacKinnon and White, 1985), as some choices scatter
 more than others, with quantiles of Student's t; those of one part hold together in 95 of 100 studies (Dunnett, 1955),
@@ -147,7 +147,7 @@ def estimate_worth(frame: pd.DataFrame) -> Worths:
     parts = [part for part in parts if part.points]
     compute = _compute(done, epochs)
     others = [part for part in parts if part.name != CHANNELS]
-    is_separate = compute is not None and _own_variance(compute.columns, others) >= MIN_OWN_VARIANCE
+    is_separate = compute is not None and _own_variance(compute.columns[:, :1], others) >= MIN_OWN_VARIANCE
     factors = [*others, compute] if compute is not None and is_separate else parts
     num_terms = 1 + sum(part.columns.shape[1] for part in factors)
     if len(done) < MIN_TRIALS_A_TERM * num_terms:
@@ -208,8 +208,8 @@ def _compute(done: pd.DataFrame, epochs: "pd.Series[float]") -> _Factor | None:
     doublings = np.log2(np.asarray(epochs * done["flops"].where(done["flops"] > 0), dtype=float))
     if not np.isfinite(doublings).all() or np.ptp(doublings) < 0.01:
         return None
-    columns = (doublings - np.median(doublings))[:, None]
-    return _Factor(COMPUTE, columns, "1x", [("2x", np.ones(1), len(done))])
+    x = doublings - np.median(doublings)
+    return _Factor(COMPUTE, np.stack([x, x**2], axis=1), "1x", [("2x", np.ones(2), len(done))])
 
 
 def _factor(done: pd.DataFrame, name: str) -> _Factor:

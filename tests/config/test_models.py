@@ -80,6 +80,24 @@ def test_patterns_are_the_five_of_the_documents() -> None:
     assert sorted(FractalPatternType) == ["cantor", "dragon_curve", "julia", "mandelbrot", "sierpinski"]
 
 
+@pytest.mark.parametrize(
+    ("levels", "pattern", "dynamics", "is_fractal", "is_common"),
+    [
+        ((1, 2), "julia", "last", True, False),
+        ((1, 1), "julia", "all", False, False),
+        ((2,), "none", "all", False, False),
+        ((2,), "julia", "none", False, False),
+        ((1, 1), "none", "all", False, True),
+        ((1,), "julia", "none", False, True),
+    ],
+)
+def test_network_is_fractal_with_blocks_and_masks_and_common_with_neither(
+    levels: tuple[int, ...], pattern: str, dynamics: Any, is_fractal: bool, is_common: bool
+) -> None:
+    model = ModelConfig.model_validate({"fractal_levels": levels, "pattern": pattern, "dynamics": dynamics})
+    assert (model.is_fractal, model.is_common) == (is_fractal, is_common)
+
+
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: type(config).__name__)
 def test_config_cannot_be_changed(config: StrictModel) -> None:
     name = next(iter(type(config).model_fields))

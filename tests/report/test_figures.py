@@ -13,8 +13,9 @@ from optuna.storages import RDBStorage
 
 from fbsearch.report import figures, parameter_figures, style
 from fbsearch.report.page import draw_figures
-from fbsearch.report.statistics import importances, parameters
+from fbsearch.report.statistics import parameters
 from fbsearch.report.trials_table import trials_frame
+from fbsearch.report.worth import Difference, PartWorth, estimate_worth
 from fbsearch.study.trial_record import fail
 
 
@@ -24,14 +25,14 @@ def frame(storage: RDBStorage) -> pd.DataFrame:
 
 
 def draw_all(frame: pd.DataFrame) -> dict[str, go.Figure]:
-    return dict(draw_figures(frame, importances(frame), num_images=NUM_VAL, top=10))
+    return dict(draw_figures(frame, estimate_worth(frame), num_images=NUM_VAL, top=10))
 
 
 def test_figures_of_a_study_are_all_there(frame: pd.DataFrame) -> None:
     drawn = draw_all(frame)
     slices = [f"slice {name}" for name in parameters(frame)]
     costs = [f"cost {cost}" for cost in figures.COSTS]
-    expected = {"intervals", "history", "curves", "importances", "parallel", "timeline", *slices, *costs}
+    expected = {"intervals", "history", "curves", "worth", "parallel", "timeline", *slices, *costs}
     assert expected <= drawn.keys()
     assert sum(name.startswith("pair ") for name in drawn) == 6
     for figure in drawn.values():
@@ -78,6 +79,17 @@ def test_intervals_hold_their_scores(frame: pd.DataFrame) -> None:
     low, high = np.array(trace.customdata).T
     assert len(trace.x) == 5
     assert ((low < trace.x) & (trace.x <= high)).all()
+
+
+def test_worth_has_a_row_for_each_choice_below_its_part() -> None:
+    rows = (Difference("julia", 0.01, -0.02, 0.04, 9), Difference("cantor", -0.03, -0.04, -0.02, 9))
+    figure = figures.plot_worth([PartWorth("model.pattern", "none", rows)])
+    assert list(figure.layout.yaxis.ticktext) == ["", "julia", "cantor"]
+    assert [note.text for note in figure.layout.annotations] == ["<b>pattern</b>, against none"]
+    unsure, sure = figure.data
+    assert (unsure.marker.color, list(unsure.y), list(unsure.x)) == (style.NEUTRAL, [1], [1])
+    assert (sure.marker.color, list(sure.y), list(sure.x)) == (style.FAILED, [2], [-3])
+    assert (list(sure.error_x.array), list(sure.error_x.arrayminus)) == (pytest.approx([1]), pytest.approx([1]))
 
 
 def test_stretch_divides_the_error() -> None:

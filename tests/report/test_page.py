@@ -25,6 +25,7 @@ from fbsearch.config.models import TrainConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import StorageError
 from fbsearch.report.page import write_report, write_static
+from fbsearch.report.text import describe_winner
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.export import trial_table
 from fbsearch.study.study import create_study
@@ -122,8 +123,9 @@ def test_report_says_what_was_found(storage: RDBStorage, folder: Path) -> None:
         "20 complete", "40 pruned", "0 failed", "320 epochs run",
         "33% of compute saved by pruning: 160 epochs not run, about 1 min 20 s",
         "Is rank 1 really the best?",
-        "base channels (",
-        "mattered. The effect of ",
+        "Compared are 60 finished trials after epoch 4 of 8, the last point that all of them reached.",
+        "compute: 2x is worth ",
+        "pattern: no evidence that it matters; against ",
         "2 at a time, busy ",
         "No trial has failed.",
         "No attention maps",
@@ -135,7 +137,7 @@ def test_report_says_what_was_found(storage: RDBStorage, folder: Path) -> None:
     assert len(page.images) == 5
     assert {f"rank{rank}" for rank in range(1, 11)} <= page.ids
     assert "rank11" not in page.ids
-    assert {"history", "curves", "importances", "parallel", "timeline"} <= page.data["figures"].keys()
+    assert {"history", "curves", "worth", "parallel", "timeline"} <= page.data["figures"].keys()
     assert list(page.data["templates"]) == ["light", "dark"]
 
 
@@ -144,6 +146,16 @@ def test_report_shows_as_many_of_the_best_as_asked(storage: RDBStorage, folder: 
     page = Page(write_report(make_study(storage, 30), folder / "new" / "a.html", top=3))
     assert "rank3" in page.ids and "rank4" not in page.ids
     assert "The best 3" in page.text
+
+
+def test_report_says_that_a_winner_without_blocks_and_masks_is_a_common_network(storage: RDBStorage) -> None:
+    frame = trials_frame(make_study(storage, 9))
+    (config,) = frame["config"][frame["rank"] == 1]
+    common = config["model"] | {"fractal_levels": [1, 1], "pattern": "none"}
+    said = "it is a common convolutional network: no block of level 2 or more, and no masks."
+    assert said in describe_winner(config | {"model": common})
+    assert describe_winner(config | {"model": common | {"pattern": "julia"}}) == ""
+    assert describe_winner({}) == describe_winner({"model": {"unknown": 1}}) == ""
 
 
 def test_report_links_lead_to_exports_that_can_be_loaded(storage: RDBStorage, folder: Path) -> None:

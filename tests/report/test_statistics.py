@@ -1,4 +1,4 @@
-"""Statistics of a study: intervals, importances, savings and Pareto fronts."""
+"""Statistics of a study: intervals, parameters, savings and Pareto fronts."""
 
 import math
 
@@ -9,17 +9,14 @@ from made_studies import make_study
 from optuna.storages import RDBStorage
 
 from fbsearch.report.statistics import (
-    accuracy_after,
     best_so_far,
     choices,
-    importances,
     labels,
     parameters,
     pareto_front,
     ranked,
     saved_by_pruning,
     scale,
-    shared_epoch,
     wilson_interval,
 )
 from fbsearch.report.trials_table import trials_frame
@@ -65,37 +62,6 @@ def test_scale_of_numbers_and_choices() -> None:
     frame.attrs["log"] = ["a.steep"]
     kinds = {name: scale(frame[frame["a.few"] > 0], name) for name in frame.columns}
     assert kinds == {"a.few": "choices", "a.words": "choices", "a.flat": "linear", "a.steep": "log"}
-
-
-def test_importances_tell_what_mattered_from_what_did_not(frame: pd.DataFrame) -> None:
-    found = importances(frame)
-    assert list(found["basis"].unique()) == ["early", "final"]
-    for _, part in found.groupby("basis"):
-        assert part["share"].sum() == pytest.approx(1)
-        sure = part["explained"] > part["chance"]
-        assert list(part["parameter"][sure]) == ["model.base_channels"]
-        assert part.iloc[0]["best"] == "best 24, worst 8"
-        assert part["explained"].between(0, 1).all()
-
-
-def test_importances_of_few_or_equal_trials_are_empty(frame: pd.DataFrame) -> None:
-    assert len(importances(frame.head(10))) == 0
-    equal = frame.assign(value=0.5, history=[[{"epoch": 1, "val_accuracy": 0.5}]] * len(frame), epochs=1)
-    assert len(importances(equal)) == 0
-
-
-def test_importances_ignore_values_that_are_no_numbers(frame: pd.DataFrame) -> None:
-    frame.at[0, "value"] = math.nan
-    frame.at[1, "history"] = [{"epoch": 1, "val_accuracy": math.nan}]
-    assert np.isfinite(importances(frame)[["share", "explained", "chance"]].to_numpy()).all()
-
-
-def test_shared_epoch_is_the_last_that_all_reached(frame: pd.DataFrame) -> None:
-    assert shared_epoch(frame) == 4
-    assert shared_epoch(frame[frame["state"] == "complete"]) == 8
-    assert shared_epoch(frame.head(0)) is None
-    assert accuracy_after(frame, 4).notna().all()
-    assert accuracy_after(frame, 8).notna().sum() == 30
 
 
 def test_ranked_and_best_so_far_agree_on_the_best(frame: pd.DataFrame) -> None:

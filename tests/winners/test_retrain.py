@@ -260,6 +260,15 @@ def test_train_writes_all_results_and_trains_a_finished_seed_no_more(fbsearch: F
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
+def test_train_says_that_a_network_keeps_nothing_of_the_fractal(fbsearch: Fbsearch, tmp_path: Path) -> None:
+    write_export(tmp_path, make_export(epochs=1, pattern="none"))
+    code, output, errors = fbsearch("train", "best.yaml", "--seeds", 1, "--device", "cpu")
+    note = "Rank 1 is a common convolutional network: no block of level 2 or more, and no masks."
+    assert (code, errors) == (0, "") and note in output
+    _, output, _ = fbsearch("train", "best.yaml", "--seeds", 1, "--device", "cpu", "--json")
+    assert json.loads(output)["notes"] == [note]
+
+
 def test_train_with_the_split_kept_may_stop_early_and_keep_the_best(fbsearch: Fbsearch, tmp_path: Path) -> None:
     write_export(tmp_path, make_export(schedule="constant"))
     arguments = ["train", "best.yaml", "--seeds", 1, "--epochs", 30, "--device", "cpu"]
