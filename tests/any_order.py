@@ -56,7 +56,8 @@ class SearchInAnyOrder(RuleBasedStateMachine):
         self.most_trials, self.num_before = 0, 0
         self.received: dict[int, list[Event]] = {}
         self.ended: dict[int, Any] = {}
-        self.was_killed = self.is_whole = False  # of the last command: it was killed; it ended well
+        self.left: set[int] = set()  # the trials that the last command could not put back
+        self.is_whole = False  # the last command ended well
 
     @classmethod
     def _open(cls, folder: Path) -> "Opened":
@@ -109,8 +110,15 @@ class SearchInAnyOrder(RuleBasedStateMachine):
         self.num_before = sum(row.is_counted for row in self._rows())
         self.most_trials = max(self.most_trials, num_trials)
         self.command = Command(self.storage, self.config, num_workers=self.num_workers, num_trials=num_trials)
-        self.was_killed = False
-        self._note_end()
+        self._check_put_back()
+        self._note_end(was_away=False)
+
+    def _check_put_back(self) -> None:
+        """Check that a command puts back, before all else, every trial that the one before it has left running."""
+        found = {row.number: row for row in self._rows() if row.number in self.left}
+        still = [number for number in self.left if number not in found or found[number].state != "FAIL"]
+        assert not still, f"the trials {still} were left running, and are not put back"
+        self.left = set()
 
     @precondition(lambda self: self.command is None and self.lock is None)
     @rule(num_trials=NUMS_TRIALS)
@@ -267,11 +275,16 @@ class SearchInAnyOrder(RuleBasedStateMachine):
 
     def _step(self, item: list[Event] | BaseException) -> None:
         assert self.command is not None
+        was_away = self.command.stands == "away"
         self.command.step(item)
-        self._note_end()
+        self._note_end(was_away=was_away)
 
-    def _note_end(self) -> None:
-        """Forget a coordinator that has ended, and check that it ended as it should."""
+    def _note_end(self, *, was_away: bool) -> None:
+        """Forget a coordinator that has ended, and check that it ended as it should.
+
+        It may leave trials running if it was killed, or if it failed while it waited for the database (`was_away`): it
+        waited too long, or was interrupted there. The next command puts them back.
+        """
         command = self.command
         assert command is not None
         self.received |= command.workers.received
@@ -283,7 +296,9 @@ class SearchInAnyOrder(RuleBasedStateMachine):
         self.counts[
             "coordinator killed" if is_dead else f"ended with {type(error).__name__ if error else 'success'}"
         ] += 1
-        self.was_killed = is_dead or self.lock is not None or isinstance(error, StorageError)
+        if is_dead or (was_away and error is not None):
+            self.left = {row.number for row in self._rows() if row.state == "RUNNING"}
+            self.counts["trials left running"] += len(self.left)
         if isinstance(error, AssertionError):
             raise error
         if isinstance(error, SearchError):
@@ -316,7 +331,7 @@ class SearchInAnyOrder(RuleBasedStateMachine):
         self.ended = now
         assert sum(row.is_counted for row in rows) <= self.most_trials
         running = {row.number for row in rows if row.state == "RUNNING"}
-        assert self.command is not None or self.was_killed or not running, f"nobody runs the trials {running}"
+        assert self.command is not None or running == self.left, f"nobody runs the trials {running - self.left}"
         if is_settled:
             assert self.command is not None
             check_settled(self.command, rows, self.received, num_before=self.num_before)

@@ -140,6 +140,12 @@ def must_be_tried_again(row: Row) -> bool:
 
 
 def _follower_problems(row: Row, before: Row, *, is_settled: bool) -> Iterator[str]:
+    """Yield what is wrong with a trial that tries another one again.
+
+    An attempt counts if it failed, and then it has its reason, even where the coordinator was killed between the two
+    writes of a failure: the successor into the queue, and the end. An attempt that was interrupted with its
+    coordinator, or whose node was lost, does not count.
+    """
     if before.state != "FAIL" and (is_settled or before.state != "RUNNING"):
         yield f"trial {row.number} follows trial {before.number}, which is {before.state}"
     if row.origin != before.origin:
@@ -148,6 +154,8 @@ def _follower_problems(row: Row, before: Row, *, is_settled: bool) -> Iterator[s
         attempt = before.attempt + (before.kind not in NOT_COUNTED_ATTEMPTS)
         if row.attempt != attempt:
             yield f"trial {row.number} is attempt {row.attempt}, not {attempt}"
+        if "follows_failure" in row.attributes and row.attributes["follows_failure"] != before.attributes["failure"]:
+            yield f"trial {row.number} follows {row.attributes['follows_failure']}, trial {before.number} {before.kind}"
         if before.attributes.get("alone", False) and not row.attributes.get("alone", False):
             yield f"trial {row.number} is not alone, as trial {before.number} was"
     configs = [{**side.attributes["config"], "seed": 0} for side in (row, before) if "config" in side.attributes]

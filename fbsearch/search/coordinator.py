@@ -100,7 +100,7 @@ class Coordinator:
 
     def _search(self) -> None:
         put_back_running(self.study, self._claim.owns)
-        self._quota.announce()
+        self._quota.begin()
         if self.state.num_finished < self.state.num_trials:
             self._pool.start()
         while not self._is_over():

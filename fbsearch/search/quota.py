@@ -20,12 +20,15 @@ class Quota:
 
     def __init__(self, study: optuna.Study, claim: StudyClaim, state: SearchState) -> None:
         self._study, self._claim, self._state = study, claim, state
-        self._num_waiting = 0
-        self.count()
-        state.num_finished_before = state.num_finished
+        self._num_waiting, self._counted = 0, 0.0
 
-    def announce(self) -> None:
-        """Store how many trials are wanted, the maximum over the coordinators that run now, and who searches."""
+    def begin(self) -> None:
+        """Count; store how many trials are wanted, the maximum over the coordinators that run now, and who searches.
+
+        Trials that a dead coordinator has left are put back before: only then those that had failed are counted so.
+        """
+        self.count()
+        self._state.num_finished_before = self._state.num_finished
         with self._claim.lock():
             wanted = stored_num_trials(self._study) if self._claim.num_other_claims() else 0
             store_search(self._study, num_trials=max(wanted or 0, self._state.num_trials))

@@ -15,7 +15,7 @@ A trial's states, in Optuna's terms, from the queue to the end:
             |                        put_back         +--> FAIL              with `failure`
             |                                                |
             +------------------------------------------------+
-               a new trial with the same parameters, and with `follows`, `retry_of`, `attempt`
+               a new trial with the same parameters, and with `follows`, `follows_failure`, `retry_of`, `attempt`
 
 A trial that is run again is always a new trial: a RUNNING one set back to WAITING would keep its old learning curve.
 
@@ -40,6 +40,7 @@ from fbsearch.messages import Attention, Epoch, EpochStats, FailureKind, Started
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # The keys by which queries of the database find trials (queries.py).
 FAILURE, DUPLICATE_OF, NUM_PARAMETERS = "failure", "duplicate_of", "num_parameters"
+FOLLOWS_FAILURE = "follows_failure"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +58,7 @@ class TrialRecord:
     # Stored when the trial is put into the queue.
     grid_index: int | None = None  # only says that it is a point of the grid
     follows: int | None = None  # the trial whose parameters are tried again
+    follows_failure: Failure | None = None  # its reason, until it has stored that itself
     retry_of: int | None = None  # the first trial with these parameters
     attempt: int = 1
     alone: bool = False  # it needs its device to itself
@@ -83,15 +85,15 @@ class TrialRecord:
     def of(cls, trial: FrozenTrial | optuna.Trial) -> Self:
         """Return the record of a trial, whichever version of fbsearch has stored it."""
         found = {key: value for key, value in trial.user_attrs.items() if key in _FIELDS}
-        if FAILURE in found:
-            found[FAILURE] = Failure(kind=found[FAILURE].get("kind", ""), message=found[FAILURE].get("message", ""))
+        for key in (FAILURE, FOLLOWS_FAILURE):
+            if key in found:
+                found[key] = Failure(kind=found[key].get("kind", ""), message=found[key].get("message", ""))
         return cls(**found)
 
     def attributes(self) -> dict[str, Any]:
         """Return {key: value} of the fields that are not at their default."""
         values = {key: getattr(self, key) for key in _FIELDS}
-        if self.failure is not None:
-            values[FAILURE] = dataclasses.asdict(self.failure)
+        values |= {key: dataclasses.asdict(value) for key, value in values.items() if isinstance(value, Failure)}
         return {key: value for key, value in values.items() if value != _FIELDS[key]}
 
     def store(self, trial: optuna.Trial) -> None:
@@ -241,17 +243,24 @@ def put_back(
 ) -> None:
     """End a running trial as failed, with the reason, and put its parameters into the queue for another attempt.
 
-    `alone`: the attempt needs its device to itself. The queue comes first: a process that is killed in between leaves
-    a running trial, and whoever puts that back finds its successor in the queue.
+    `alone`: the attempt needs its device to itself. The queue comes first, and names the reason: a process that is
+    killed in between leaves a running trial, and whoever puts that back finds its successor there, and why it has one.
     """
-    if not any(TrialRecord.of(other).follows == trial.number for other in study.get_trials(deepcopy=False)):
+    records = map(TrialRecord.of, study.get_trials(deepcopy=False))
+    found = next((record for record in records if record.follows == trial.number), None)
+    failure = Failure(kind=kind, message=message)
+    if found is None:
         was = TrialRecord.of(trial)
         origin = trial.number if was.retry_of is None else was.retry_of
-        again = TrialRecord(grid_index=was.grid_index, follows=trial.number, retry_of=origin, alone=alone)
+        again = TrialRecord(
+            grid_index=was.grid_index, follows=trial.number, follows_failure=failure, retry_of=origin, alone=alone
+        )
         # A trial that was killed between two suggestions has a part of its parameters in the queue still.
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
         study.enqueue_trial(params, user_attrs=again.attributes() | {"attempt": attempt})
-    fail(study, trial.number, kind=kind, message=message)
+    elif found.follows_failure is not None:
+        failure = found.follows_failure
+    fail(study, trial.number, kind=failure.kind, message=failure.message)
 
 
 def put_back_running(study: optuna.Study, is_stale: Callable[[FrozenTrial], bool] = lambda _trial: True) -> int:

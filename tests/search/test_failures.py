@@ -261,6 +261,7 @@ def test_put_back_killed_before_the_end_of_the_trial_loses_nothing_and_repeats_n
     for _ in range(2):
         put_back_running(study)
         assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert study.trials[0].user_attrs["failure"] == {"kind": "worker_died", "message": "gone"}
     again = study.ask()
     sample(again, make_config())
     assert again.params == params and again.user_attrs["attempt"] == 2
