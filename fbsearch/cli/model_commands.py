@@ -45,7 +45,10 @@ def train(
     ] = None,
     baselines: Annotated[
         bool,
-        typer.Option("--baselines", help="Also train FractalNet, ResNet-18, small, medium, a random search; compare."),
+        typer.Option(
+            "--baselines",
+            help="Also train a CNN, ResNet-8, FractalNet, ResNet-18, small, medium, a random search; compare.",
+        ),
     ] = False,
     baseline: Annotated[
         list[BaselineName] | None,

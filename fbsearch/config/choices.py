@@ -13,6 +13,8 @@ class ModelFormat(StrEnum):
 class BaselineName(StrEnum):
     """The baselines of `fbsearch train`, in the order in which they are trained."""
 
+    CNN = "cnn"
+    RESNET8 = "resnet8"
     FRACTALNET = "fractalnet"
     RESNET18 = "resnet18"
     SMALL = "small"

@@ -1,4 +1,4 @@
-"""The networks to compare with: FractalNet and torchvision's ResNet-18.
+"""The networks to compare with: the CNN of the tutorials, ResNet-8, FractalNet and torchvision's ResNet-18.
 
 FractalNet is implemented from its paper: Larsson, Maire, Shakhnarovich, "FractalNet: Ultra-Deep Neural Networks without
 Residuals", ICLR 2017 (arXiv 1605.07648). f_1 is one convolution; f_{C+1} joins two f_C in sequence with one convolution
@@ -13,9 +13,10 @@ Suffixes: B batch, C channels, H height, W width, K classes, P paths into a join
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fbsearch.errors import ConfigError
@@ -28,6 +29,10 @@ NUM_COLUMNS = 3
 DROP_PATH_PROB = 0.15
 # The share of the batches with global drop-path; the others have local drop-path.
 GLOBAL_SHARE = 0.5
+
+# The channels of the stages of the tutorials' CNN and of ResNet-8; of the CNN also the width of its hidden layer.
+PLAIN_CHANNELS = (32, 64, 128)
+CNN_HIDDEN = 256
 
 
 class Join(nn.Module):
@@ -156,7 +161,66 @@ def count_blocks(image_size: int) -> int:
     return num_blocks
 
 
-NetName = Literal["fractalnet", "resnet18"]
+class TutorialsCNN(nn.Sequential):
+    """The CNN that tutorials train: [B, C, H, W] to [B, K]; raise ConfigError for images below 8 pixels.
+
+    Three times a 3x3 convolution, BatchNorm, ReLU and the maximum of 2x2, then one hidden layer.
+    """
+
+    def __init__(self, shape: ImageShape) -> None:
+        side = shape.image_size // 2 ** len(PLAIN_CHANNELS)
+        if side < 1:
+            raise ConfigError(f"image_size is {shape.image_size}; the CNN halves the image {len(PLAIN_CHANNELS)} times")
+        layers: list[nn.Module] = []
+        in_channels = shape.in_channels
+        for channels in PLAIN_CHANNELS:
+            layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+            in_channels = channels
+        layers += [nn.Flatten(), nn.Linear(in_channels * side**2, CNN_HIDDEN), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(CNN_HIDDEN, shape.num_classes))
+
+
+class BasicBlock(nn.Module):
+    """ResNet's basic block, [B, in, H, W] to [B, out, H / stride, W / stride]: two convolutions beside a shortcut.
+
+    The shortcut is a 1x1 convolution where shapes differ (He et al., "Deep Residual Learning", 2016, option B).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.first = _normed(in_channels, out_channels, kernel_size=3, stride=stride)
+        self.second = _normed(out_channels, out_channels, kernel_size=3, stride=1)
+        is_same = in_channels == out_channels and stride == 1
+        self.shortcut = nn.Identity() if is_same else _normed(in_channels, out_channels, kernel_size=1, stride=stride)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the map."""
+        return F.relu(self.second(F.relu(self.first(x_BCHW))) + self.shortcut(x_BCHW))
+
+
+def _normed(in_channels: int, out_channels: int, *, kernel_size: int, stride: int) -> nn.Sequential:
+    """Return a convolution and its BatchNorm, initialised as torchvision's ResNets are."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+
+
+class ResNet8(nn.Sequential):
+    """A ResNet of eight layers for small images, [B, C, H, W] to [B, K]: a 3x3 stem and three stages of one block."""
+
+    def __init__(self, shape: ImageShape, *, channels: Sequence[int] = PLAIN_CHANNELS) -> None:
+        stem = nn.Sequential(_normed(shape.in_channels, channels[0], kernel_size=3, stride=1), nn.ReLU())
+        blocks = [
+            BasicBlock(before, after, stride=1 if stage == 0 else 2)
+            for stage, (before, after) in enumerate(zip((channels[0], *channels), channels, strict=False))
+        ]
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], shape.num_classes))
+        super().__init__(stem, *blocks, *head)
+
+
+NetName = Literal["cnn", "resnet8", "fractalnet", "resnet18"]
+NET_NAMES: tuple[NetName, ...] = get_args(NetName)
 
 
 def build_baseline_net(name: NetName, shape: ImageShape) -> nn.Module:
@@ -164,7 +228,15 @@ def build_baseline_net(name: NetName, shape: ImageShape) -> nn.Module:
 
     Raise ConfigError if the images are too small for it.
     """
-    return FractalNet(shape) if name == "fractalnet" else _resnet18(shape)
+    match name:
+        case "cnn":
+            return TutorialsCNN(shape)
+        case "resnet8":
+            return ResNet8(shape)
+        case "fractalnet":
+            return FractalNet(shape)
+        case "resnet18":
+            return _resnet18(shape)
 
 
 def _resnet18(shape: ImageShape) -> nn.Module:
@@ -180,7 +252,15 @@ def _resnet18(shape: ImageShape) -> nn.Module:
 
 def describe_net(name: NetName, *, image_size: int) -> str:
     """Return a short description of the network, for a table."""
-    if name == "resnet18":
-        return "torchvision's, stem 3x3 without pooling"
-    num_blocks = count_blocks(image_size)
-    return f"{num_blocks} blocks of {NUM_COLUMNS} columns, {'-'.join(map(str, CHANNELS[:num_blocks]))} channels"
+    widths = "-".join(map(str, PLAIN_CHANNELS))
+    match name:
+        case "cnn":
+            return f"3 x (conv 3x3, BatchNorm, ReLU, max-pool), {widths} channels, a hidden layer of {CNN_HIDDEN}"
+        case "resnet8":
+            return f"3 basic blocks, {widths} channels, stem 3x3"
+        case "resnet18":
+            return "torchvision's, stem 3x3 without pooling"
+        case "fractalnet":
+            num_blocks = count_blocks(image_size)
+            channels = "-".join(map(str, CHANNELS[:num_blocks]))
+            return f"{num_blocks} blocks of {NUM_COLUMNS} columns, {channels} channels"

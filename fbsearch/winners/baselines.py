@@ -1,10 +1,12 @@
 """Train baselines for a search's result on the same data, with the same trainer and seeds.
 
-`fractalnet` and `resnet18` are other networks, trained as rank 1 is (or FractalNet by its paper's recipe); `small` and
-`medium` are the documented sizes, trained with the documents' optimiser and learning rate; `random_search` spends the
-search's compute on random configurations. A baseline that cannot be built, diverges or runs out of memory fails alone.
+`cnn`, `resnet8`, `fractalnet` and `resnet18` are other networks, trained as rank 1 is (or FractalNet by its paper's
+recipe); `small` and `medium` are the documented sizes, trained with the documents' optimiser and learning rate;
+`random_search` spends the search's compute on random configurations. A baseline that cannot be built, diverges or runs
+out of memory fails alone.
 """
 
+import functools
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -18,7 +20,7 @@ from fbsearch.config.export_file import Export, ExportedConfig
 from fbsearch.config.models import ModelConfig, TrainConfig
 from fbsearch.errors import ConfigError, TrialError
 from fbsearch.messages import ImageShape
-from fbsearch.network.baselines import NetName, describe_net
+from fbsearch.network.baselines import NET_NAMES, NetName, describe_net
 from fbsearch.network.model import SIZES
 from fbsearch.training.devices import is_out_of_memory
 from fbsearch.training.requirements import measure_cost
@@ -49,8 +51,7 @@ class Baselines:
     def train(self) -> list[Outcome]:
         """Train the named baselines in the order of BASELINES. Raises FbsearchError as `retrain` does."""
         plans: dict[str, Callable[[], tuple[list[Run], str]]] = {
-            "fractalnet": lambda: self._plan_net("fractalnet"),
-            "resnet18": lambda: self._plan_net("resnet18"),
+            **{name: functools.partial(self._plan_net, name) for name in NET_NAMES},
             "small": lambda: self._plan_size("small"),
             "medium": lambda: self._plan_size("medium"),
             "random_search": self._plan_random_search,
@@ -92,7 +93,7 @@ class Baselines:
             what = describe_net(name, image_size=self.config.image_size)
         except ConfigError as error:
             raise RunError(str(error)) from None
-        if name == "resnet18" or self.recipe is BaselineRecipe.SAME:
+        if name != "fractalnet" or self.recipe is BaselineRecipe.SAME:
             return self._runs(name, net=name), f"{what}; trained as rank {self.config.rank}"
         runs = self._runs(name, net=name, train=paper_recipe(self._trained))
         return runs, f"{what}; its paper's recipe, {_describe_length(runs)}"
