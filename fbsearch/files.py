@@ -67,7 +67,7 @@ def message_stream(path: Path) -> TextIO:
     return sys.stderr if path == STDOUT else sys.stdout
 
 
-def check_output(path: Path, *, kind: FileKind | None, force: bool) -> None:
+def check_output(path: Path, *, kind: FileKind | None, force: bool, way_out: str = "--force writes over it") -> None:
     """Raise ConfigError if a file that the user names may not be written over.
 
     A file may be if it is empty, of the kind that is about to be written, or with `force`. Links, devices and pipes
@@ -85,7 +85,7 @@ def check_output(path: Path, *, kind: FileKind | None, force: bool) -> None:
         raise ConfigError(f"{path}: is no regular file; name one, or `-` (standard output)")
     if not force and found.st_size and not (kind and _contains(path, kind.mark)):
         what = f", and is no {kind.name}" if kind else ""
-        raise ConfigError(f"{path}: is there already{what}; --force writes over it")
+        raise ConfigError(f"{path}: is there already{what}; {way_out}")
 
 
 def _contains(path: Path, mark: bytes) -> bool:

@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from fbsearch.errors import ConfigError
 
 VERSIONED = ("fbsearch", "torch", "numpy", "optuna")
 # A sample of several calls takes at least this long: a scheduler's slice is a few milliseconds.
@@ -111,6 +114,28 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['num_cores']} cores{threads}, device {machine['device']}, "
         f"torch {versions['torch']}, Python {versions['python']}, load {machine['load']:.1f}"
     )
+
+
+def choose_names(names: Sequence[str], allowed: Iterable[str], *, flag: str) -> list[str]:
+    """Return the names, each once. Raises ConfigError, which names the flag, for one that is not allowed."""
+    allowed = list(allowed)
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"{flag} {name}: unknown; allowed: {', '.join(allowed)}, several joined by commas")
+    return list(dict.fromkeys(names))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with this number of threads within the context."""
+    import torch  # `bench search` measures the memory of a process without it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_console() -> Console:

@@ -5,8 +5,7 @@ Also measures the peak of the machine, to give each speed as a share of it.
 Shapes: B batch, C channels, H height, W width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,16 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from fbsearch.bench.common import Timing, format_figure, interleave, machine, make_table, print_report
+from fbsearch.bench.common import (
+    Timing,
+    choose_names,
+    format_figure,
+    interleave,
+    machine,
+    make_table,
+    print_report,
+    torch_threads,
+)
 from fbsearch.bench.networks import (
     NETS,
     OURS,
@@ -66,16 +74,16 @@ def bench_model(
     """
     nets = [
         choose_net(name, batch_size=batch_size, reference_form=reference_form)
-        for name in _known(sizes, NETS, flag="--sizes")
+        for name in choose_names(sizes, NETS, flag="--sizes")
     ]
-    precisions = _known(precisions, DTYPES, flag="--precision")
+    precisions = choose_names(precisions, DTYPES, flag="--precision")
     chosen = choose_device(device)
     others = load_implementations(against)
     device_name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
     conditions = machine(num_threads=num_threads, device=device_name)
     ours = our_implementations(compiled=compiled, in_graph=chosen.type == "cuda")
     bench = _Bench(chosen, repeats, [*ours, *others], say)
-    with _threads(num_threads):
+    with torch_threads(num_threads):
         bench.run(nets, precisions)
     return {
         "bench": "model",
@@ -87,23 +95,6 @@ def bench_model(
         "rows": bench.rows,
         "notes": bench.notes,
     }
-
-
-def _known(names: Sequence[str], allowed: Mapping[str, object], *, flag: str) -> list[str]:
-    for name in names:
-        if name not in allowed:
-            raise ConfigError(f"{flag} {name}: unknown; allowed: {', '.join(allowed)}, several joined by commas")
-    return list(dict.fromkeys(names))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass

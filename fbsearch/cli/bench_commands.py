@@ -1,13 +1,16 @@
 """The commands under `fbsearch bench`, which measure how fast it is on this machine."""
 
 import json
+import math
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fbsearch.cli.options import AsJson, Device
+from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,6 +108,84 @@ def bench_trial(
 
     report = bench.bench_trial(study_file, num_trials=trials, repeats=repeats, workers=workers, device=device)
     _print(report, bench.print_trial_bench, as_json=as_json)
+
+
+@app.command("race")
+def bench_race(
+    study_file: Annotated[Path, typer.Argument(help="Gives data, augmentation and the settings of the training.")],
+    networks: Annotated[
+        str,
+        typer.Option(
+            help="Of cnn, resnet8, fractalnet, resnet18, and the documented small, medium, large, xlarge; joined by "
+            "commas. Empty: none."
+        ),
+    ] = "cnn,resnet8,resnet18,fractalnet,small",
+    configs: Annotated[
+        Path | None, typer.Option(help="All configurations of this export take part, with their own training.")
+    ] = None,
+    optimizers: Annotated[
+        str,
+        typer.Option(
+            help="For the networks: adamw, muon, ...; joined by commas. Each is tried, the better mean counts."
+        ),
+    ] = "adamw",
+    rates: Annotated[
+        str, typer.Option(help="For the networks: highest learning rates, joined by commas. Each is tried likewise.")
+    ] = "0.004",
+    seconds: Annotated[
+        str,
+        typer.Option(
+            help="Seconds of training: of the processor with one thread on a CPU, else of the clock; joined by commas."
+        ),
+    ] = "15,60,240",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each figure.")] = 3,
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for race.json, race.svg and README.md; else reports/race/<study>.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a second of training buys: networks and configurations trained on your data for the same seconds.
+
+    Only validation images are scored. Ctrl-C keeps the finished runs, and the same command goes on after them.
+    """
+    from fbsearch.bench.race import RaceOptions, bench_race
+    from fbsearch.bench.race_page import print_race
+
+    options = RaceOptions(
+        networks=_split(networks),
+        optimizers=_split(optimizers),
+        rates=_parse_numbers(rates, option="--rates"),
+        configs=configs,
+        seconds=_parse_numbers(seconds, option="--seconds"),
+        num_seeds=seeds,
+        device=device,
+        num_threads=threads,
+        output=output,
+        command=shlex.join(["fbsearch", *sys.argv[1:]]),
+    )
+    try:
+        race, folder = bench_race(study_file, options, say=_print_progress)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _print(race.model_dump(mode="json"), lambda console, _: print_race(console, race, folder), as_json=as_json)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _parse_numbers(text: str, *, option: str) -> list[float]:
+    """Return numbers above 0, each once, in order. Raises BadParameter for other text."""
+    try:
+        numbers = sorted({float(part) for part in _split(text)})
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise typer.BadParameter(f"{text!r} is not numbers above 0 joined by commas", param_hint=option)
+    return numbers
 
 
 @app.command("plain-search", hidden=True)

@@ -156,18 +156,23 @@ def _read(path: Path) -> SeedResult | None:
 
 def compare_settings(run: Run, found: dict[str, Any], path: Path) -> None:
     """Raise a ConfigError that lists the differences between the settings of a run and those in its folder."""
-    wanted = _flatten(run.settings())
+    lines = list_changes(found, run.settings())
+    if lines:
+        raise ConfigError(
+            "\n".join([f"{path}: belongs to a training with other settings:", *lines])
+            + f"\n--output names another folder; or delete {run.folder}"
+        )
+
+
+def list_changes(found: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Return a line for each of the settings, sections of JSON values, that differs from what was found in a file."""
+    wanted = _flatten(settings)
     # Fields that the version of then did not have: their defaults are its behaviour.
     sections = {"data": DataConfig(), "model": ModelConfig(), "train": TrainConfig()}
     defaults = _flatten({name: section.model_dump(mode="json") for name, section in sections.items()})
     before = {name: value for name, value in defaults.items() if name in wanted} | _flatten(found)
     names = [name for name in wanted | before if wanted.get(name) != before.get(name)]
-    if names:
-        lines = [f"  {name}: {json.dumps(before.get(name))} -> {json.dumps(wanted.get(name))}" for name in names]
-        raise ConfigError(
-            "\n".join([f"{path}: belongs to a training with other settings:", *lines])
-            + f"\n--output names another folder; or delete {run.folder}"
-        )
+    return [f"  {name}: {json.dumps(before.get(name))} -> {json.dumps(wanted.get(name))}" for name in names]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

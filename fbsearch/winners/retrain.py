@@ -173,7 +173,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise StorageError(f"{folder}: another fbsearch train is at work there") from None
+        raise StorageError(f"{folder}: another fbsearch is at work there") from None
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}; --output names another folder") from None
     try:

@@ -447,7 +447,7 @@ def test_train_two_at_once_in_one_folder_are_refused(fbsearch: Fbsearch, tmp_pat
     from filelock import FileLock
 
     with FileLock(half_done / ".lock"):
-        assert "another fbsearch train is at work there" in error_of(fbsearch("train", "best.yaml", "--seeds", 1))
+        assert "another fbsearch is at work there" in error_of(fbsearch("train", "best.yaml", "--seeds", 1))
 
 
 # What is said of a run.
