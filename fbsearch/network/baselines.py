@@ -32,7 +32,7 @@ GLOBAL_SHARE = 0.5
 
 # The channels of the stages of the tutorials' CNN and of ResNet-8; of the CNN also the width of its hidden layer.
 PLAIN_CHANNELS = (32, 64, 128)
-CNN_HIDDEN = 256
+CNN_HIDDEN = 128
 
 
 class Join(nn.Module):

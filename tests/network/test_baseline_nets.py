@@ -37,7 +37,7 @@ def test_cnn_is_the_tutorials() -> None:
     assert kinds == 3 * ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"] + ["Flatten", "Linear", "ReLU", "Linear"]
     assert [module.out_channels for module in net.children() if isinstance(module, nn.Conv2d)] == [32, 64, 128]
     convolutions = sum(9 * a * b + b + 2 * b for a, b in ((3, 32), (32, 64), (64, 128)))
-    head = 4 * 4 * 128 * 256 + 256 + 256 * 10 + 10
+    head = 4 * 4 * 128 * 128 + 128 + 128 * 10 + 10
     assert measure_net(lambda: net.to("meta"), shape).num_parameters == convolutions + head
 
 
@@ -64,5 +64,5 @@ def test_resnet8_halves_the_map_in_its_second_and_third_block() -> None:
 def test_describe_net_states_the_width() -> None:
     assert describe_net("fractalnet", image_size=8) == "3 blocks of 3 columns, 64-128-256 channels"
     assert describe_net("resnet8", image_size=32) == "3 basic blocks, 32-64-128 channels, stem 3x3"
-    assert describe_net("cnn", image_size=32).endswith("32-64-128 channels, a hidden layer of 256")
+    assert describe_net("cnn", image_size=32).endswith("32-64-128 channels, a hidden layer of 128")
     assert describe_net("fractalnet", image_size=32) == "5 blocks of 3 columns, 64-128-256-512-512 channels"
