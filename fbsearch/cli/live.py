@@ -1,6 +1,8 @@
 """The view of a running search: a live table on a terminal, otherwise plain lines."""
 
 import contextlib
+import math
+import time
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -30,6 +32,14 @@ from fbsearch.study.trial_record import RunningTrial, trial_config
 UPDATES_PER_SECOND = 2
 
 
+def describe_time_left(state: SearchState) -> str:
+    """Return `about 0:12:30 left`, or `0:03:10 left` where the time is up before the trials are done; else nothing."""
+    known, estimate = state.deadline - time.monotonic(), state.estimated_seconds_left
+    if math.isinf(min(known, estimate)):
+        return ""
+    return f"about {format_seconds(estimate)} left" if estimate < known else f"{format_seconds(max(0.0, known))} left"
+
+
 class LiveTable(Live):
     """A table that is redrawn in place while a search runs."""
 
@@ -51,14 +61,13 @@ class LiveTable(Live):
         state = self._state
         if state is None:
             return Text("starting workers ...", style="dim")
-        left = state.seconds_left
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(state.name, style="bold"),
-            ProgressBar(total=state.num_trials, completed=state.num_finished, width=30),
-            f"{state.num_finished}/{state.num_trials}",
+            self._bar(state),
+            state.progress,
             describe_counts(state),
-            "" if left is None else f"{format_seconds(left)} left",
+            describe_time_left(state),
         )
         rows: list[RenderableType] = [head, self._best(state), self._workers(state)]
         if state.away:
@@ -66,6 +75,13 @@ class LiveTable(Live):
         if state.notice:
             rows.append(Text(state.notice, style="dim"))
         return Group(*rows)
+
+    def _bar(self, state: SearchState) -> ProgressBar:
+        """Return the share of the trials that is finished, or of the time without a limit of trials."""
+        if state.num_trials is not None:
+            return ProgressBar(total=state.num_trials, completed=state.num_finished, width=30)
+        total = None if math.isinf(state.deadline) else state.deadline - state.started
+        return ProgressBar(total=total, completed=time.monotonic() - state.started, width=30)
 
     def _best(self, state: SearchState) -> Text:
         return best_line(state.best, describe(trial_config(state.best), self._config.space) if state.best else "")
@@ -92,6 +108,7 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
         self._config = config
         self._running: dict[int, RunningTrial] = {}
         self._away = ""
+        self._has_estimate = False
 
     def __exit__(self, *_error: object) -> None:
         pass
@@ -101,6 +118,9 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
             is_back = f"{self._away}: over, the database is back"
             self._print(f"{state.away}: results are kept until the database is back" if state.away else is_back)
             self._away = state.away
+        if isinstance(event, Epoch) and not self._has_estimate and (left := describe_time_left(state)):
+            self._print(left)
+            self._has_estimate = True
         match event:
             case Ready(worker=worker, device=device, seconds=seconds):
                 self._print(f"worker {worker} is ready on {device} after {seconds:.1f} s")
@@ -123,8 +143,7 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
     def _ended(self, state: SearchState, trial: int, how: str) -> None:
         running = self._running.pop(trial)
         best = "" if state.best is None else f"  (best {state.best.value:.2%})"
-        done = f"[{state.num_finished}/{state.num_trials}]"
-        self._print(f"{done} trial {trial} {how}: {describe(running.config, self._config.space)}{best}")
+        self._print(f"[{state.progress}] trial {trial} {how}: {describe(running.config, self._config.space)}{best}")
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,8 @@
 """Options that several commands share, exit codes, and the parts of a search that options choose."""
 
+import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,7 +59,39 @@ RayAddress = Annotated[
 GpusPerWorker = Annotated[
     float | None, typer.Option(min=0, help="With --ray: GPUs for each worker, such as 0.5; 0 is the CPU.")
 ]
-NumTrials = Annotated[int, typer.Option(min=1, help="Finished trials the study has in the end, earlier ones counted.")]
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `90`, `90s`, `30m`, `2h` or `1h30m`. Raises BadParameter for other text, and for 0."""
+    found = re.fullmatch(r"(?=.)(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?|(\d{1,8})", text.strip(), flags=re.ASCII)
+    hours, minutes, *seconds = (int(part or 0) for part in (found.groups() if found else "000"))
+    total = 3600 * hours + 60 * minutes + sum(seconds)
+    if total == 0:
+        raise typer.BadParameter(f"{text!r} is no time; write 90 or 90s, 30m, 2h, or 1h30m")
+    return float(total)
+
+
+BudgetSeconds = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_duration,
+        metavar="TIME",
+        help="Search, train the best configuration with several seeds and score it, all within this time: 90s, 30m, "
+        "1h30m.",
+    ),
+]
+FinalOutput = Annotated[
+    Path | None,
+    typer.Option(help="With --budget: folder; results go to OUTPUT/<study>/rank-1/seed-<S>. Without it: reports."),
+]
+NumTrials = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Finished trials the study has in the end, earlier ones counted: 100 by default, with --budget as many as "
+        "there is time for.",
+    ),
+]
 TrialTimeout = Annotated[
     float | None,
     typer.Option(

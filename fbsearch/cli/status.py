@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import format_value
-from fbsearch.search.state import SearchState
+from fbsearch.search.state import SearchState, format_progress
 from fbsearch.study.database import hide_password
 from fbsearch.study.study import best_trials, stored_num_trials
 from fbsearch.study.trial_record import (
@@ -71,13 +71,14 @@ def print_best(console: Console, best: FrozenTrial) -> None:
     console.print(table)
 
 
-def print_end(console: Console, state: SearchState, *, storage: str | None) -> None:
-    """Print the result of a search and the next commands, with `--storage` unless `storage` is None (the default)."""
+def print_end(console: Console, state: SearchState) -> None:
+    """Print the result of a search."""
     seconds = format_seconds(time.monotonic() - state.started)
+    reached = f"{state.num_finished}" if state.num_trials is None else f"{state.num_finished} of {state.num_trials}"
     reasons = {
         "finished": f"{state.num_finished} trials finished",
-        "interrupted": f"interrupted at {state.num_finished} of {state.num_trials} trials, running ones are put back",
-        "timeout": f"time is up at {state.num_finished} of {state.num_trials} trials, running ones are put back",
+        "interrupted": f"interrupted at {reached} trials, running ones are put back",
+        "timeout": f"time is up at {reached} trials, running ones are put back",
         "grid_exhausted": f"every point of the grid is done, {state.num_finished} trials",
         "space_exhausted": f"the sampler finds nothing new, all {state.num_distinct} distinct configurations are done",
     }
@@ -85,6 +86,10 @@ def print_end(console: Console, state: SearchState, *, storage: str | None) -> N
     console.print(f"{reasons[state.end]} ({describe_counts(state)}) in {seconds}", highlight=False)
     if state.best is not None:
         print_best(console, state.best)
+
+
+def print_next(console: Console, state: SearchState, *, storage: str | None) -> None:
+    """Print the commands that follow a search, with `--storage` unless `storage` is None (the default)."""
     flag = f" --storage {hide_password(storage)}" if storage else ""
     console.print("Next:", highlight=False)
     if state.end in ("interrupted", "timeout"):
@@ -199,8 +204,7 @@ def _counts(trials: list[FrozenTrial]) -> str:
 
 
 def _progress(study: optuna.Study, trials: list[FrozenTrial]) -> str:
-    total = stored_num_trials(study)
-    return str(sum(map(is_finished, trials))) + ("" if total is None else f"/{total}")
+    return format_progress(sum(map(is_finished, trials)), stored_num_trials(study))
 
 
 def _pace(study: optuna.Study, trials: list[FrozenTrial]) -> str:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +14,9 @@ import typer
 
 from fbsearch.cli.options import (
     DEFAULT_STORAGE,
-    EXIT_INTERRUPTED,
     AsJson,
+    BudgetSeconds,
+    FinalOutput,
     Force,
     GpusPerWorker,
     NumTrials,
@@ -53,7 +55,9 @@ class ExportFormat(StrEnum):
 @app.command()
 def run(
     study_file: StudyFile = None,
-    trials: NumTrials = 100,
+    trials: NumTrials = None,
+    budget: BudgetSeconds = None,
+    output: FinalOutput = None,
     workers: Workers = "auto",
     workers_per_gpu: WorkersPerGpu = "1",
     device: SearchDevice = "auto",
@@ -67,44 +71,46 @@ def run(
     untrusted: Untrusted = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search until the study has --trials finished trials. The same command goes on where one stopped."""
-    from fbsearch.cli.live import make_view
-    from fbsearch.cli.status import print_end
-    from fbsearch.cli.terminal import SafeConsole
+    """Search until the study has --trials finished trials, or with --budget until a trained network is there in time.
+
+    The same command goes on where a search stopped.
+    """
+    started = time.monotonic()
+    _check_budget_flags(budget, output=output, ray=ray, timeout=timeout)
+    from fbsearch.cli.budget import make_budget
+    from fbsearch.cli.search import Options, run_search
     from fbsearch.data.sources import check_source
-    from fbsearch.search.coordinator import Coordinator
-    from fbsearch.study.database import open_storage, storage_errors
-    from fbsearch.study.locks import claim_study
-    from fbsearch.study.study import create_study, status
 
     os.environ.pop("FBSEARCH_STORAGE", None)  # workers inherit the environment, and it may hold a password
     config = _load_config(study_file, name=name, seed=seed, untrusted=untrusted)
     check_source(config.data)  # here, where workers would take seconds and the study would be there already
+    whole = None
+    if budget is not None:
+        place = output or Path("reports")
+        whole = make_budget(config, seconds=budget, started=started, output=place, device=device, untrusted=untrusted)
     executor = choose_executor(
         config, device=device, workers=workers, per_gpu=workers_per_gpu, ray=ray, gpus_per_worker=gpus_per_worker
     )
-    console = SafeConsole(stderr=as_json)
-    database = open_storage(storage, create=True, retries=True)
-    with storage_errors(storage), claim_study(database, config.name) as claim:
-        with claim.lock():
-            study = create_study(database, config, is_searched=claim.num_other_claims() > 0)
-        with make_view(console, config) as view:
-            search = Coordinator(
-                study,
-                config,
-                executor,
-                num_trials=trials,
-                timeout=timeout,
-                trial_timeout=trial_timeout,
-                show=view,
-                claim=claim,
-            )
-            state = search.run()
-        if as_json:
-            print(json.dumps(status(study, url=storage) | {"end": state.end}))
-        else:
-            print_end(console, state, storage=None if storage == DEFAULT_STORAGE else storage)
-    raise typer.Exit(EXIT_INTERRUPTED if state.end == "interrupted" else 0)
+    options = Options(
+        num_trials=100 if trials is None and budget is None else trials,
+        timeout=timeout,
+        trial_timeout=trial_timeout,
+        storage=storage,
+        as_json=as_json,
+    )
+    raise typer.Exit(run_search(config, executor, options, budget=whole))
+
+
+def _check_budget_flags(budget: float | None, *, output: Path | None, ray: str | None, timeout: float | None) -> None:
+    """Raise BadParameter for flags that need --budget, or cannot be combined with it."""
+    if budget is None:
+        if output is not None:
+            raise typer.BadParameter("only with --budget", param_hint="--output")
+    elif ray is not None:
+        reason = "cannot be combined with --budget, which trains on this machine; use --timeout, export and train"
+        raise typer.BadParameter(reason, param_hint="--ray")
+    elif timeout is not None:
+        raise typer.BadParameter("cannot be combined with --budget, which is the time of all", param_hint="--timeout")
 
 
 def _load_config(study_file: Path | None, *, name: str | None, seed: int | None, untrusted: bool) -> "StudyConfig":

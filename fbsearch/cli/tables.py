@@ -36,11 +36,17 @@ def _format_accuracy(row: Retraining | Competitor) -> str:
     return f"{row.accuracy_mean:.2%}{spread}"
 
 
-def print_next(console: Console, folder: Path) -> None:
-    """Print where the results are and the commands that use them."""
+def print_score(console: Console, row: Retraining) -> None:
+    """Print the accuracy of a configuration's seeds."""
+    what = f"{row.scored_on.capitalize()} accuracy: [bold green]{_format_accuracy(row)}[/bold green]"
+    console.print(f"{what}, {row.num_seeds} seeds of rank {row.rank}, trial {row.trial}", highlight=False)
+
+
+def print_next(console: Console, folder: Path, *, more: Sequence[str] = ()) -> None:
+    """Print where the results are and the commands that use them, then `more` commands."""
     model = shlex.quote(str(min(folder.glob("rank-*/seed-*/model.safetensors")).parent))
     lines = [f"Results are in {folder}. Next:", f"  fbsearch predict {model} IMAGE..."]
-    lines += [f"  fbsearch export-model {model} --format onnx"]
+    lines += [f"  fbsearch export-model {model} --format onnx", *(f"  {line}" for line in more)]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

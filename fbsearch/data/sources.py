@@ -65,6 +65,11 @@ def check_source(config: DataConfig) -> None:
         probe(tree.train.folder, [file.name for file in tree.train.files], image_size=config.image_size, channels=1)
 
 
+def has_test_split(config: DataConfig) -> bool:
+    """Return True if the data set has test images. Raise DataError for a folder that is no image tree."""
+    return config.name != "folder" or _scan_folder(config).test is not None
+
+
 @dataclass(frozen=True, eq=False)
 class HostSplit:
     """Selected rows (ascending) of uint8 images on the host, which may be mapped from disk, and the rows' labels."""

@@ -54,7 +54,7 @@ class Coordinator:
         config: StudyConfig,
         executor: Executor,
         *,
-        num_trials: int,
+        num_trials: int | None,
         timeout: float | None = None,
         trial_timeout: float | None = None,
         show: Callable[[SearchState, Event | None], None],
@@ -65,6 +65,8 @@ class Coordinator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Search with the workers of `executor` until the study has `num_trials` finished trials, or `timeout` seconds.
+
+        Either can be None: no limit.
 
         A worker is killed that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch if that is
         None. `show` is called with the state and each event, or None. `claim` is the claim on the study; None is that
@@ -77,6 +79,7 @@ class Coordinator:
         self._pool = WorkerPool(executor, trial_timeout=trial_timeout)
         self.state = SearchState(name=config.name, num_trials=num_trials, pool=self._pool)
         self._stop_criterion = StopCriterion(timeout=timeout)
+        self.state.deadline = self._stop_criterion.deadline
         self._quota = Quota(study, self._claim, self.state)
         self._proposals = Proposals(study, config, quota=self._quota, max_duplicates=max_duplicates)
         self._failure_policy = FailurePolicy(study, config, max_infeasible=max_infeasible)
@@ -101,7 +104,7 @@ class Coordinator:
     def _search(self) -> None:
         put_back_running(self.study, self._claim.owns)
         self._quota.begin()
-        if self.state.num_finished < self.state.num_trials:
+        if not self.state.is_complete:
             self._pool.start()
         while not self._is_over():
             self._hand_out()

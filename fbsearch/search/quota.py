@@ -29,9 +29,11 @@ class Quota:
         """
         self.count()
         self._state.num_finished_before = self._state.num_finished
+        wanted = self._state.num_trials
         with self._claim.lock():
-            wanted = stored_num_trials(self._study) if self._claim.num_other_claims() else 0
-            store_search(self._study, num_trials=max(wanted or 0, self._state.num_trials))
+            if wanted is not None and self._claim.num_other_claims():
+                wanted = max(stored_num_trials(self._study) or 0, wanted)
+            store_search(self._study, num_trials=wanted)
 
     def count(self) -> None:
         """Read the counts and the best trial from the database; after that, only other coordinators change them."""
@@ -64,4 +66,5 @@ class Quota:
         return None
 
     def _has_room(self) -> bool:
-        return self._state.num_finished + self._state.num_running < self._state.num_trials
+        state = self._state
+        return state.num_trials is None or state.num_finished + state.num_running < state.num_trials

@@ -1,6 +1,7 @@
 """The state of a search at one moment, as the coordinator keeps it and the console shows it."""
 
 import dataclasses
+import math
 import time
 from typing import Literal
 
@@ -19,7 +20,7 @@ class SearchState:
     """The state of a search at one moment."""
 
     name: str
-    num_trials: int
+    num_trials: int | None  # None is no limit
     pool: WorkerPool
     num_complete: int = 0
     num_pruned: int = 0
@@ -30,6 +31,7 @@ class SearchState:
     num_finished_before: int = 0
     num_running_elsewhere: int = 0  # in other coordinators of the study
     started: float = dataclasses.field(default_factory=time.monotonic)
+    deadline: float = math.inf  # of time.monotonic, as `started`
     best: FrozenTrial | None = None
     dataset: DatasetInfo | None = None
     notice: str = ""
@@ -50,9 +52,32 @@ class SearchState:
         return self.num_complete + self.num_pruned
 
     @property
-    def seconds_left(self) -> float | None:
-        """An estimate from the trials finished so far in this run; None before the first."""
-        done = self.num_finished - self.num_finished_before
-        if done == 0:
-            return None
-        return (time.monotonic() - self.started) / done * (self.num_trials - self.num_finished)
+    def is_complete(self) -> bool:
+        """True if the study has all its trials."""
+        return self.num_trials is not None and self.num_finished >= self.num_trials
+
+    @property
+    def progress(self) -> str:
+        """How many trials are finished: `5/100`, or `5 trials` without a limit."""
+        return format_progress(self.num_finished, self.num_trials)
+
+    @property
+    def estimated_seconds_left(self) -> float:
+        """The time for the trials that are left, from the epochs trained so far in this run.
+
+        A running trial counts as the share of its epochs that is done. Infinite before the first epoch, and without a
+        limit of trials.
+        """
+        shares = sum(len(running.history) / running.config.train.epochs for running in self.running.values())
+        done = self.num_finished - self.num_finished_before + shares
+        if self.num_trials is None or done == 0:
+            return math.inf
+        left = max(0.0, self.num_trials - self.num_finished - shares)
+        return (time.monotonic() - self.started) / done * left
+
+
+def format_progress(num_finished: int, num_trials: int | None) -> str:
+    """Return `5/100`, or `5 trials` without a limit."""
+    if num_trials is None:
+        return f"{num_finished} trial{'' if num_finished == 1 else 's'}"
+    return f"{num_finished}/{num_trials}"

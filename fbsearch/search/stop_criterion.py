@@ -16,16 +16,16 @@ class StopCriterion:
 
     def __init__(self, *, timeout: float | None = None) -> None:
         """Start the timeout, in seconds from now."""
-        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self.deadline = math.inf if timeout is None else time.monotonic() + timeout
         self.is_interrupted = False
 
     def check(self, state: SearchState, *, exhausted: Exhausted | None) -> End | None:
         """Return the reason to stop now, or None. An exhausted search stops once no trial is running."""
         if self.is_interrupted:
             return "interrupted"
-        if state.num_finished >= state.num_trials:
+        if state.is_complete:
             return "finished"
-        if time.monotonic() >= self._deadline:
+        if time.monotonic() >= self.deadline:
             return "timeout"
         return exhausted if state.num_running == 0 else None
 

@@ -130,13 +130,13 @@ def _describe_changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def stored_num_trials(study: optuna.Study) -> int | None:
-    """Return the number of finished trials that the study is searched for; None before its first search."""
+    """Return the number of finished trials that the study is searched for; None without a limit or a search."""
     num_trials: int | None = study.user_attrs.get(NUM_TRIALS)
     return num_trials
 
 
-def store_search(study: optuna.Study, *, num_trials: int) -> None:
-    """Store the number of finished trials to search for, and which process searches."""
+def store_search(study: optuna.Study, *, num_trials: int | None) -> None:
+    """Store the number of finished trials to search for, None without a limit, and which process searches."""
     study.set_user_attr(NUM_TRIALS, num_trials)
     process = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
     study.set_user_attr(COORDINATOR, process)

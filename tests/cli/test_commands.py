@@ -88,7 +88,18 @@ def test_help_of_a_command_names_its_options(fbsearch: Fbsearch, command: str) -
     assert (code, errors) == (0, "")
     assert output.startswith(f"Usage: fbsearch {command} ")
     flags = {
-        "run": ["--trials", "--workers", "--device", "--storage", "--timeout", "--seed", "--name", "--json"],
+        "run": [
+            "--trials",
+            "--budget",
+            "--output",
+            "--workers",
+            "--device",
+            "--storage",
+            "--timeout",
+            "--seed",
+            "--name",
+            "--json",
+        ],
         "status": ["--storage", "--json"],
         "export": ["--top", "--output", "--format", "--storage"],
         "report": ["--top", "--output", "--open", "--static", "--storage"],

@@ -59,7 +59,7 @@ def shown(study: optuna.Study) -> str:
 
 def test_watch_shows_counts_best_running_and_latest_trials(study: optuna.Study) -> None:
     lines = [" ".join(line.split()) for line in shown(study).splitlines()]
-    assert lines[0].startswith(f"{NAME} 2 1 complete, 1 pruned, 1 failed, 2 running")
+    assert lines[0].startswith(f"{NAME} 2 trials 1 complete, 1 pruned, 1 failed, 2 running")
     assert lines[1].startswith("best 90.00% trial 0: fractal_levels [")
     running = lines[3:5]
     assert running[0].startswith("3 2/6 61.00% cpu x86_64 fractal_levels [") and "learning_rate 0.0" in running[0]

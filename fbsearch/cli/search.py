@@ -1,0 +1,94 @@
+"""A search as `fbsearch run` runs it: the claim on the study, the view, the result; with a budget, the winner too."""
+
+import json
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fbsearch.cli.budget import Budget, as_dict, choose_winner, format_duration, train_winner
+from fbsearch.cli.live import make_view
+from fbsearch.cli.options import DEFAULT_STORAGE, EXIT_INTERRUPTED
+from fbsearch.cli.status import print_end, print_next
+from fbsearch.cli.tables import print_next as print_next_of_training
+from fbsearch.cli.tables import print_score
+from fbsearch.cli.terminal import SafeConsole
+from fbsearch.config.study_file import StudyConfig
+from fbsearch.search.coordinator import Coordinator
+from fbsearch.study.database import hide_password, open_storage, storage_errors
+from fbsearch.study.locks import claim_study
+from fbsearch.study.study import create_study
+from fbsearch.study.study import status as study_status
+from fbsearch.winners.records import Retraining
+from fbsearch.workers.executor import Executor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The flags of `fbsearch run` that a search needs. None is no limit; `timeout` is of no use with a budget."""
+
+    num_trials: int | None
+    timeout: float | None
+    trial_timeout: float | None
+    storage: str
+    as_json: bool
+
+    @property
+    def shown_storage(self) -> str | None:
+        """Return the storage for the commands that are printed; None for the default one."""
+        return None if self.storage == DEFAULT_STORAGE else self.storage
+
+
+def run_search(config: StudyConfig, executor: Executor, options: Options, *, budget: Budget | None) -> int:
+    """Search, with a budget train the winner too, and print the results. Return the exit code.
+
+    Raise FbsearchError, and typer.Exit where the training has ended otherwise than well.
+    """
+    console = SafeConsole(stderr=options.as_json)
+    if budget is not None:
+        console.print(budget.announce(), markup=False, highlight=False, soft_wrap=True)
+    database = open_storage(options.storage, create=True, retries=True)
+    with storage_errors(options.storage), claim_study(database, config.name) as claim:
+        if budget is not None:
+            budget.check_alone(claim)
+        with claim.lock():
+            study = create_study(database, config, is_searched=claim.num_other_claims() > 0)
+        search_started = time.monotonic()
+        with make_view(console, config) as view:
+            state = Coordinator(
+                study,
+                config,
+                executor,
+                num_trials=options.num_trials,
+                timeout=options.timeout if budget is None else budget.search_seconds,
+                trial_timeout=options.trial_timeout,
+                show=view,
+                claim=claim,
+            ).run()
+        content = study_status(study, url=options.storage) | {"end": state.end}
+        if not options.as_json:
+            print_end(console, state)
+        winner = None
+        if budget is not None and state.end != "interrupted":
+            winner = choose_winner(budget, study, start_up=state.started - search_started if state.dataset else None)
+    if budget is not None and winner is not None:
+        row, folder = train_winner(winner, console=console)
+        content |= as_dict(row, folder)
+        if not options.as_json:
+            _print_training(console, row, folder, budget=budget, storage=options.shown_storage)
+    elif not options.as_json:
+        print_next(console, state, storage=options.shown_storage)
+    if options.as_json:
+        print(json.dumps(content))
+    return EXIT_INTERRUPTED if state.end == "interrupted" else 0
+
+
+def _print_training(
+    console: SafeConsole, row: Retraining, folder: Path, *, budget: Budget, storage: str | None
+) -> None:
+    """Print the score of a winner, what the whole has taken, and what to do next."""
+    print_score(console, row)
+    took = time.monotonic() - budget.started
+    console.print(f"{format_duration(took)} of {format_duration(budget.seconds)} were used", highlight=False)
+    flag = f" --storage {hide_password(storage)}" if storage else ""
+    print_next_of_training(console, folder, more=[f"fbsearch report {shlex.quote(budget.study)}{flag}"])
