@@ -5,6 +5,9 @@ again before each decision of a pruner. Here all that happened since the last `f
 end is written at once, with all that still waits. Trials of other processes are read as Optuna's cache reads them; own
 trials and finished ones are not read again.
 
+Of a finished trial, `get_trials(deepcopy=False)` gives only what samplers, pruners and the coordinator read: from the
+next `flush` on without its `details`, most of a trial's memory. `study.trials` reads them again.
+
 Written through the public methods, a trial took 26 transactions instead of 10, and 31 ms more processor time on SQLite,
 59 ms more on PostgreSQL (default study, simulated workers, 100 trials, on two busy cores).
 
@@ -18,7 +21,7 @@ import copy
 import datetime
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -68,15 +71,21 @@ class _OwnTrial:
 class BufferedStorage(_CachedStorage):
     """An RDBStorage behind the memory of one coordinator, whose writes to running trials wait for `flush`."""
 
-    def __init__(self, backend: RDBStorage) -> None:
+    def __init__(self, backend: RDBStorage, *, details: Collection[str] = ()) -> None:
+        """Keep the user attributes named `details` of unfinished trials only."""
         super().__init__(backend)
+        self._details = details
         self._own: dict[int, _OwnTrial] = {}
+        self._whole: dict[int, FrozenTrial] = {}  # finished trials that have their details
 
     def flush(self) -> list[int]:
         """Write what waits; return the numbers of own trials that another process has ended in the meantime.
 
-        Those trials are forgotten, and nothing more is written to them.
+        Those trials are forgotten, and nothing more is written to them. Drop the details of finished trials.
         """
+        for trial in self._whole.values():
+            trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in self._details}
+        self._whole.clear()
         waiting = {trial_id: own for trial_id, own in self._own.items() if own.unwritten}
         if not waiting:
             return []
@@ -160,8 +169,22 @@ class BufferedStorage(_CachedStorage):
         return done
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        own = self._own.get(trial_id)
-        return super().get_trial(trial_id) if own is None else _snapshot(own.trial)
+        if (own := self._own.get(trial_id)) is not None:
+            return _snapshot(own.trial)
+        return self._whole.get(trial_id) or self._backend.get_trial(trial_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = super().get_all_trials(study_id, deepcopy=False, states=states)
+        if not deepcopy:
+            return trials
+        stored = {trial._trial_id: trial for trial in self._backend._get_trials(study_id, None, set(), -1)}
+        return [copy.deepcopy(trial) if trial._trial_id in self._own else stored[trial._trial_id] for trial in trials]
+
+    def _add_trials_to_cache(self, study_id: int, trials: list[FrozenTrial]) -> None:
+        super()._add_trials_to_cache(study_id, trials)
+        self._whole |= {trial._trial_id: trial for trial in trials if trial.state.is_finished()}
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         """Read new trials, and unfinished ones of other processes.
@@ -214,6 +237,7 @@ class BufferedStorage(_CachedStorage):
             raise UpdateFinishedTrialError(f"trial {self._forget(trial_id).number} has been ended by another process")
         del self._own[trial_id]
         own.trial.values, own.trial.state, own.trial.datetime_complete = values, state, ended
+        self._whole[trial_id] = own.trial
 
     def _forget(self, trial_id: int) -> FrozenTrial:
         """Drop a trial that another process has ended, so that it is read again."""

@@ -23,7 +23,7 @@ from fbsearch.study.buffered_storage import BufferedStorage
 from fbsearch.study.database import hide_password
 from fbsearch.study.queries import best_trial, count_trials, study_names
 from fbsearch.study.sampling import make_pruner, make_sampler
-from fbsearch.study.trial_record import TrialRecord, is_duplicate, rank_order
+from fbsearch.study.trial_record import DETAILS, TrialRecord, is_duplicate, rank_order
 
 # The keys of what a study stores, as Optuna's user attributes.
 CONFIG, DATASET, NUM_TRIALS, COORDINATOR = "config", "dataset", "num_trials", "coordinator"
@@ -45,7 +45,7 @@ def create_study(
     """
     for _ in config.corners():
         pass  # each is checked as it is made: values that cannot be used together are refused before anything is stored
-    buffered = BufferedStorage(storage)
+    buffered = BufferedStorage(storage, details=DETAILS)
     study = optuna.create_study(storage=buffered, study_name=config.name, direction="maximize", load_if_exists=True)
     trials = study.get_trials(deepcopy=False)
     if study.directions != [optuna.study.StudyDirection.MAXIMIZE] or (trials and not is_ours(study.user_attrs)):

@@ -41,6 +41,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # The keys by which queries of the database find trials (queries.py).
 FAILURE, DUPLICATE_OF, NUM_PARAMETERS = "failure", "duplicate_of", "num_parameters"
 FOLLOWS_FAILURE = "follows_failure"
+# What a coordinator never reads of a finished trial, after it has begun.
+DETAILS = ("config", "environment", "execution", "history", "attention", "traceback")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
