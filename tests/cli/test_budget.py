@@ -1,6 +1,8 @@
 """`fbsearch run --budget`: what is said before, the training at the end, and what is refused or interrupted."""
 
+import io
 import json
+import math
 import os
 import re
 import shlex
@@ -18,14 +20,19 @@ from made_studies import make_study
 from optuna.storages import RDBStorage
 
 from fbsearch.cli.budget import Budget, choose_winner, format_duration, make_budget
+from fbsearch.cli.live import describe_time_left, make_view
 from fbsearch.cli.options import parse_duration
+from fbsearch.cli.terminal import SafeConsole
 from fbsearch.config.export_file import dump_export, load_export
 from fbsearch.config.models import DataConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, SearchError
+from fbsearch.search.state import SearchState
+from fbsearch.search.worker_pool import WorkerPool
 from fbsearch.study.export import export_best
 from fbsearch.study.study import create_study
 from fbsearch.winners.records import RESULT_NAME, SeedResult
+from fbsearch.workers.local import InProcessExecutor
 
 Fbsearch = Callable[..., tuple[int, str, str]]
 SMALL = """
@@ -150,6 +157,27 @@ def test_no_complete_trial_is_an_error_that_names_the_way_out(storage: RDBStorag
     study = create_study(storage, StudyConfig())
     with pytest.raises(SearchError, match=r"no trial is complete .* larger --budget"):
         choose_winner(budget_of(StudyConfig()), study, start_up=1.0)
+
+
+# The time left.
+
+
+@pytest.mark.parametrize(
+    ("num_trials", "seconds", "shown"),
+    [(8, math.inf, r"about 0:00:[2-4]\d left"), (8, 5.0, r"0:00:0[3-5] left"), (None, math.inf, "$")],
+)
+def test_time_left_is_estimated_where_no_deadline_is_nearer(num_trials: int | None, seconds: float, shown: str) -> None:
+    pool = WorkerPool(InProcessExecutor(DataConfig(), device="cpu"))
+    now = time.monotonic()
+    state = SearchState(name="digits", num_trials=num_trials, pool=pool, started=now - 10, deadline=now + seconds)
+    assert describe_time_left(state) == ("" if math.isinf(seconds) else "0:00:05 left")
+    state.num_pruned = 2
+    assert re.match(shown, describe_time_left(state))
+    console = SafeConsole(file=io.StringIO(), force_terminal=True, width=200)
+    with make_view(console, StudyConfig()) as view:
+        view(state, None)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("2/8" if num_trials else "2 trials") in output and ("left" in output) == (shown != "$")
 
 
 # The whole, in real processes.

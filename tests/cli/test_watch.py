@@ -150,7 +150,7 @@ def test_watch_without_a_terminal_says_what_ends_until_ctrl_c(study: optuna.Stud
         try:
             wait_for("1 complete, 1 pruned, 1 failed, 2 running")
             study.tell(3, 0.95)
-            wait_for("[3] trial 3 complete 95.00%: fractal_levels [")
+            wait_for("[3 trials] trial 3 complete 95.00%: fractal_levels [")
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=120) == 0
         finally:

@@ -1,9 +1,11 @@
 """The coordinator on a real SQLite study: exactly N, pruning, failures with reasons, nothing left running."""
 
 import importlib
+import math
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import open_storage
 from fbsearch.study.export import export_best
-from fbsearch.study.study import best_trials, create_study, load_study, status
+from fbsearch.study.study import best_trials, create_study, load_study, status, stored_num_trials
 from fbsearch.study.trial_record import is_duplicate, is_finished, is_infeasible, trial_config
 from fbsearch.workers.executor import Executor
 from fbsearch.workers.local import InProcessExecutor, ProcessExecutor
@@ -72,7 +74,7 @@ def in_process(config: StudyConfig) -> Executor:
     return InProcessExecutor(config.data, device="cpu")
 
 
-def search(study: optuna.Study, config: StudyConfig, *, num_trials: int, **kwargs: Any) -> SearchState:
+def search(study: optuna.Study, config: StudyConfig, *, num_trials: int | None, **kwargs: Any) -> SearchState:
     kwargs = {"executor": in_process(config), "show": quiet} | kwargs
     return Coordinator(study, config, num_trials=num_trials, **kwargs).run()
 
@@ -98,6 +100,31 @@ def test_search_ends_with_exactly_n_and_every_trial_carries_everything(open_stud
         assert stored.train.learning_rate == trial.params["train.learning_rate"]
         assert len(stored.model.fractal_levels) == trial.params["model.fractal_levels.num_stages"]
     assert study.user_attrs["dataset"]["num_classes"] == 10
+
+
+def test_search_without_a_limit_of_trials_goes_on_to_the_end_of_the_grid(open_study: Any) -> None:
+    config = make_config(space={"train.learning_rate": {"choices": [0.01, 0.02]}}, search={"sampler": "grid"})
+    study = open_study(config)
+    state = search(study, config, num_trials=None)
+    assert (state.end, state.num_complete, state.progress) == ("grid_exhausted", 2, "2 trials")
+    assert stored_num_trials(study) is None and not state.is_complete
+    assert search(study, config, num_trials=2).end == "finished" and stored_num_trials(study) == 2
+
+
+def test_search_estimates_the_time_left_from_the_first_epoch_on(open_study: Any) -> None:
+    config = make_config(epochs=4)
+    seen: list[tuple[int, float]] = []
+
+    def look(state: SearchState, event: Event | None) -> None:
+        if not isinstance(event, Epoch):
+            return
+        done = event.stats.epoch / 4 + state.num_finished
+        elapsed = time.monotonic() - state.started
+        assert state.estimated_seconds_left == pytest.approx(elapsed / done * (3 - done), rel=0.1, abs=0.05)
+        seen.append((event.stats.epoch, state.estimated_seconds_left))
+
+    state = search(open_study(config), config, num_trials=3, show=look)
+    assert len(seen) == 12 and math.isfinite(seen[0][1]) and state.estimated_seconds_left == 0
 
 
 def test_search_goes_on_where_another_process_ends_a_trial_that_is_being_drawn(open_study: Any, url: str) -> None:
