@@ -67,20 +67,19 @@ def _searched(study: optuna.Study) -> Searched | None:
     except ConfigError:
         return None
     finished = [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
-    records = list(map(TrialRecord.of, finished))
+    records, num_train = list(map(TrialRecord.of, finished)), stored_dataset(study)["num_train"]
+    if config.train.budget is None:
+        num_images = [num_train * len(trial.intermediate_values) for trial in finished]
+    else:  # no whole passes
+        num_images = [sum(EpochStats(**epoch).num_images for epoch in one.history or []) for one in records]
     compute = {
         "num_trials": len(finished),
         "num_epochs": sum(len(trial.intermediate_values) for trial in finished),
-        "train_flops": sum((record.flops or 0) * _num_images(record) for record in records),
+        "train_flops": sum((record.flops or 0) * num for record, num in zip(records, num_images, strict=True)),
         "seconds": sum(record.seconds or 0 for record in records),
     }
     sections = {"model": config.model, "train": config.train, "space": config.space}
     return Searched.model_validate(sections | {"compute": compute})
-
-
-def _num_images(record: TrialRecord) -> int:
-    """Return how many images a trial was trained on; with a budget that is not a whole number of passes."""
-    return sum(EpochStats(**epoch).num_images for epoch in record.history or [])
 
 
 def listed_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -29,7 +29,7 @@ data:
   augment: {flip: false, shift: 0, cutout: 0}
   seed: 0                    # of the split
 model:                       # any field of ModelConfig; what `space` names is sampled instead
-  stem: auto
+  stem: pool3
   activation: relu
 train:
   epochs: 6
