@@ -38,7 +38,7 @@ from fbsearch.study.database import explain, storage_errors
 from fbsearch.study.locks import StudyClaim
 from fbsearch.study.provenance import coordinator_versions, git_commit
 from fbsearch.study.retrying_storage import call_on_retry
-from fbsearch.study.study import NUM_SHOWN, check_same_dataset, flush, is_among_best, store_dataset
+from fbsearch.study.study import NUM_SHOWN, check_same_dataset, flush, is_among_best, store_dataset, without_details
 from fbsearch.study.trial_record import RunningTrial, TrialRecord, put_back_running, rank_order, trial_config
 from fbsearch.workers.executor import Executor
 
@@ -88,7 +88,11 @@ class Coordinator:
 
     def run(self) -> SearchState:
         """Search. At the end, whatever its reason, the workers are killed and running trials are put back."""
-        with self._stop_criterion.catch_signals(), call_on_retry(self.study, self._while_away):
+        with (
+            self._stop_criterion.catch_signals(),
+            call_on_retry(self.study, self._while_away),
+            without_details(self.study),
+        ):
             try:
                 self._search()
             except BaseException:

@@ -3,6 +3,7 @@
 One coordinator writes a trial; any process may read.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -45,7 +46,7 @@ def create_study(
     """
     for _ in config.corners():
         pass  # each is checked as it is made: values that cannot be used together are refused before anything is stored
-    buffered = BufferedStorage(storage, details=DETAILS)
+    buffered = BufferedStorage(storage)
     study = optuna.create_study(storage=buffered, study_name=config.name, direction="maximize", load_if_exists=True)
     trials = study.get_trials(deepcopy=False)
     if study.directions != [optuna.study.StudyDirection.MAXIMIZE] or (trials and not is_ours(study.user_attrs)):
@@ -56,6 +57,12 @@ def create_study(
     study.sampler = make_sampler(config.search, num_trials=len(trials))
     study.pruner = make_pruner(config)
     return study
+
+
+def without_details(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
+    """Keep no details (DETAILS) of finished trials in memory within the block."""
+    assert isinstance(study._storage, BufferedStorage), "the study is from create_study"
+    return study._storage.leaving_out(DETAILS)
 
 
 def flush(study: optuna.Study) -> list[int]:

@@ -22,7 +22,7 @@ from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import open_storage
 from fbsearch.study.export import export_best
-from fbsearch.study.study import best_trials, create_study, load_study, status, stored_num_trials
+from fbsearch.study.study import best_trials, create_study, status, stored_num_trials
 from fbsearch.study.trial_record import is_duplicate, is_finished, is_infeasible, trial_config
 from fbsearch.workers.executor import Executor
 from fbsearch.workers.local import InProcessExecutor, ProcessExecutor
@@ -461,5 +461,5 @@ def test_search_with_duplicates_can_be_exported_with_what_it_cost(open_study: An
     study = open_study(config)
     state = search(study, config, num_trials=3, max_duplicates=FEW_DUPLICATES)
     assert state.end == "space_exhausted" and state.num_duplicates > 0
-    searched = export_best(load_study(study._storage._backend, study.study_name), top=2).search
+    searched = export_best(study, top=2).search
     assert searched is not None and searched.compute.num_trials == state.num_finished == 2
