@@ -40,6 +40,8 @@ SEARCH_SHARE = 0.75
 # The training loads more modules than a worker, whose start is measured, and the test images.
 START_UP_FACTOR = 1.25
 MIN_START_UP_SECONDS = 5.0
+# Search and training share what is left of the time without the start of the training.
+START_UP_WEIGHT = SEARCH_SHARE * START_UP_FACTOR
 # The share of what is then left for training steps. The rest is for states, figures, and steps slower than the timed.
 STEPS_SHARE = 0.9
 MIN_SECONDS = 0.1  # that `fbsearch train --seconds` takes

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fbsearch.cli.budget import Budget, as_dict, choose_winner, format_duration, train_winner
+from fbsearch.cli.budget import START_UP_WEIGHT, Budget, as_dict, choose_winner, format_duration, train_winner
 from fbsearch.cli.live import make_view
 from fbsearch.cli.options import DEFAULT_STORAGE, EXIT_INTERRUPTED
 from fbsearch.cli.status import print_end, print_next
@@ -17,7 +17,7 @@ from fbsearch.config.study_file import StudyConfig
 from fbsearch.search.coordinator import Coordinator
 from fbsearch.study.database import hide_password, open_storage, storage_errors
 from fbsearch.study.locks import claim_study
-from fbsearch.study.study import create_study
+from fbsearch.study.study import create_study, load_study
 from fbsearch.study.study import status as study_status
 from fbsearch.winners.records import Retraining
 from fbsearch.workers.executor import Executor
@@ -61,6 +61,7 @@ def run_search(config: StudyConfig, executor: Executor, options: Options, *, bud
                 executor,
                 num_trials=options.num_trials,
                 timeout=options.timeout if budget is None else budget.search_seconds,
+                start_up_weight=0.0 if budget is None else START_UP_WEIGHT,
                 trial_timeout=options.trial_timeout,
                 show=view,
                 claim=claim,
@@ -70,7 +71,8 @@ def run_search(config: StudyConfig, executor: Executor, options: Options, *, bud
             print_end(console, state)
         winner = None
         if budget is not None and state.end != "interrupted":
-            winner = choose_winner(budget, study, start_up=state.started - search_started if state.dataset else None)
+            stored = load_study(database, config.name)  # the search keeps no details of finished trials
+            winner = choose_winner(budget, stored, start_up=state.started - search_started if state.dataset else None)
     if budget is not None and winner is not None:
         row, folder = train_winner(winner, console=console)
         content |= as_dict(row, folder)

@@ -56,6 +56,7 @@ class Coordinator:
         *,
         num_trials: int | None,
         timeout: float | None = None,
+        start_up_weight: float = 0.0,
         trial_timeout: float | None = None,
         show: Callable[[SearchState, Event | None], None],
         claim: StudyClaim | None = None,
@@ -66,7 +67,8 @@ class Coordinator:
     ) -> None:
         """Search with the workers of `executor` until the study has `num_trials` finished trials, or `timeout` seconds.
 
-        Either can be None: no limit.
+        Either can be None: no limit. The timeout is shortened by `start_up_weight` times the seconds until the first
+        worker is ready, for what is started after the search and takes as long to start.
 
         A worker is killed that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch if that is
         None. `show` is called with the state and each event, or None. `claim` is the claim on the study; None is that
@@ -83,6 +85,7 @@ class Coordinator:
         self._quota = Quota(study, self._claim, self.state)
         self._proposals = Proposals(study, config, quota=self._quota, max_duplicates=max_duplicates)
         self._failure_policy = FailurePolicy(study, config, max_infeasible=max_infeasible)
+        self._start_up_weight = start_up_weight
         self._num_with_attention, self._clock = num_with_attention, clock
         self._environment: dict[str, Any] = {}
 
@@ -214,6 +217,8 @@ class Coordinator:
             has_trials = bool(self.state.num_finished or self._claim.num_other_claims())
             store_dataset(self.study, event.dataset, must_be_same=has_trials)
         self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
+        self._stop_criterion.shorten(self._start_up_weight * (time.monotonic() - self.state.started))
+        self.state.deadline = self._stop_criterion.deadline
         # The time left is estimated from trials alone, without the start of the workers.
         self.state.started = time.monotonic()
 

@@ -19,6 +19,10 @@ class StopCriterion:
         self.deadline = math.inf if timeout is None else time.monotonic() + timeout
         self.is_interrupted = False
 
+    def shorten(self, seconds: float) -> None:
+        """Let the timeout end earlier."""
+        self.deadline -= seconds
+
     def check(self, state: SearchState, *, exhausted: Exhausted | None) -> End | None:
         """Return the reason to stop now, or None. An exhausted search stops once no trial is running."""
         if self.is_interrupted:

@@ -51,7 +51,7 @@ def write_study(folder: Path, *, epochs: int = 2) -> None:
 
 
 def budget_of(config: StudyConfig, **values: Any) -> Budget:
-    arguments = {"seconds": 100.0, "started": time.monotonic(), "output": Path("out"), "device": "cpu"}
+    arguments = {"seconds": 100.0, "started": time.monotonic(), "output": Path("not-written"), "device": "cpu"}
     return make_budget(config, **(arguments | {"untrusted": False} | values))
 
 
@@ -147,10 +147,13 @@ def test_winner_is_exported_and_gets_the_time_that_is_left(storage: RDBStorage, 
         choose_winner(budget, study, start_up=90.0)
 
 
-def test_winner_keeps_the_validation_images_that_it_needs(storage: RDBStorage, make_tree: Callable[..., Path]) -> None:
+def test_winner_keeps_the_validation_images_that_it_needs(
+    storage: RDBStorage, make_tree: Callable[..., Path], tmp_path: Path
+) -> None:
     study = make_study(storage, 9)
     config = StudyConfig(data=DataConfig(name="folder", root=str(make_tree(train={"a": 4, "b": 4}))))
-    assert "--keep-validation" in choose_winner(budget_of(config), study, start_up=None).arguments
+    budget = budget_of(config, output=tmp_path / "out")
+    assert "--keep-validation" in choose_winner(budget, study, start_up=None).arguments
 
 
 def test_no_complete_trial_is_an_error_that_names_the_way_out(storage: RDBStorage) -> None:

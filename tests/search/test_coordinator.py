@@ -111,6 +111,13 @@ def test_search_without_a_limit_of_trials_goes_on_to_the_end_of_the_grid(open_st
     assert search(study, config, num_trials=2).end == "finished" and stored_num_trials(study) == 2
 
 
+def test_search_ends_earlier_by_the_weight_of_its_start(open_study: Any) -> None:
+    config = make_config()
+    state = search(open_study(config), config, num_trials=None, timeout=1e6, start_up_weight=1e12)
+    assert (state.end, state.num_finished) == ("timeout", 0)
+    assert state.deadline < state.started
+
+
 def test_search_estimates_the_time_left_from_the_first_epoch_on(open_study: Any) -> None:
     config = make_config(epochs=4)
     seen: list[tuple[int, float]] = []
