@@ -28,8 +28,9 @@ MAX_CORNERS = 2048
 # What a study file leaves out of `model` and `train`: the parts that pay in short runs, and ModelConfig's and
 # TrainConfig's defaults for the rest. Networks that are built in Python, and studies that are stored, have the latter.
 SHORT_RUN_MODEL = ModelConfig(
-    dynamics="last", join="mean", scale_processor="none", downsample="pool", stem="pool3", global_attention="none",
-    drop_path="none", activation="relu", continuous_learning=False, dropout=0.0, init="identity",
+    fractal_levels=(1, 2), base_channels=16, dynamics="last", join="mean", scale_processor="none", downsample="pool",
+    stem="pool3", global_attention="none", drop_path="none", activation="relu", continuous_learning=False, dropout=0.0,
+    init="identity",
 )  # fmt: skip
 SHORT_RUN_TRAINING = TrainConfig(epochs=6, optimizer="muon")
 
