@@ -38,8 +38,8 @@ Fbsearch = Callable[..., tuple[int, str, str]]
 SMALL = """
 name: small
 data: {limit: 100}
-model: {base_channels: 4, pattern_resolution: 8}
-train: {epochs: EPOCHS}
+model: {fractal_levels: [1], base_channels: 4, stem: conv3, pattern_resolution: 8}
+train: {epochs: EPOCHS, budget: null}
 space:
   train.learning_rate: {low: 0.003, high: 0.05, log: true}
 search: {pruner: none}
