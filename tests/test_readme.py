@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "studies").mkdir()
     for study in (ROOT / "studies").glob("*.yaml"):
         content = yaml.safe_load(study.read_text(encoding="utf-8"))
-        content["train"] = content.get("train", {}) | {"epochs": 1}
+        content["train"] = content.get("train", {}) | {"epochs": 1, "budget": None}
         (folder / "studies" / study.name).write_text(yaml.safe_dump(content))
     for tree, part in itertools.product(("cifar10", "images"), ("train", "test")):
         for label, colour in {"cat": "red", "dog": "blue"}.items():

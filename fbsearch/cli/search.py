@@ -17,7 +17,7 @@ from fbsearch.config.study_file import StudyConfig
 from fbsearch.search.coordinator import Coordinator
 from fbsearch.study.database import hide_password, open_storage, storage_errors
 from fbsearch.study.locks import claim_study
-from fbsearch.study.study import create_study, load_study
+from fbsearch.study.study import create_study
 from fbsearch.study.study import status as study_status
 from fbsearch.winners.records import Retraining
 from fbsearch.workers.executor import Executor
@@ -71,8 +71,7 @@ def run_search(config: StudyConfig, executor: Executor, options: Options, *, bud
             print_end(console, state)
         winner = None
         if budget is not None and state.end != "interrupted":
-            stored = load_study(database, config.name)  # the search keeps no details of finished trials
-            winner = choose_winner(budget, stored, start_up=state.started - search_started if state.dataset else None)
+            winner = choose_winner(budget, study, start_up=state.started - search_started if state.dataset else None)
     if budget is not None and winner is not None:
         row, folder = train_winner(winner, console=console)
         content |= as_dict(row, folder)
