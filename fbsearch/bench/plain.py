@@ -19,7 +19,7 @@ from rich.console import Console
 from fbsearch.bench.common import machine, make_table, print_report
 from fbsearch.bench.trial import bench_run, search_seconds
 from fbsearch.config.study_file import load_study_file, render_study
-from fbsearch.errors import SearchError
+from fbsearch.errors import ConfigError, SearchError
 from fbsearch.study.database import open_storage
 from fbsearch.study.trial_record import FINISHED
 
@@ -39,6 +39,8 @@ def bench_against_plain(
     `trials_per_hour` of the latter, `best_val_accuracy`) and `ratios` of medians. Raises SearchError if a run fails.
     """
     config = load_study_file(study_file)
+    if config.train.budget is not None:
+        raise ConfigError(f"{study_file}: train.budget: the plain script trains whole passes; null compares equal work")
     found = machine(device=device)
     runs = []
     for seed in range(repeats):

@@ -26,6 +26,7 @@ from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.errors import ConfigError, TrialError
 from fbsearch.files import file_name, write_whole
 from fbsearch.messages import FailureKind
+from fbsearch.training.budget import training_clock
 from fbsearch.training.devices import choose_device, choose_dtype, is_out_of_memory
 from fbsearch.training.evaluation import evaluate
 from fbsearch.training.loop import train
@@ -121,6 +122,12 @@ class _Track:
             found, wanted = before.dataset.get(name), now.dataset[name]
             if found != wanted:
                 raise ConfigError(f"{self.path}: is a race on other data ({name}: {found} -> {wanted}); {way_out}")
+        for name in ("augment", "precision"):
+            found, wanted = getattr(before, name), getattr(now, name)
+            if found != wanted:
+                raise ConfigError(
+                    f"{self.path}: is a race with other settings ({name}: {found} -> {wanted}); {way_out}"
+                )
         if _hardware(before.machine) != _hardware(now.machine):
             found = f"{describe_machine(before.machine)}; here it is {describe_machine(now.machine)}"
             raise ConfigError(f"{self.path}: was measured on {found}: a second buys other work; {way_out}")
@@ -210,7 +217,7 @@ class _Track:
         )
         used, num_images = 0.0, 0
         curve = []
-        clock = self._clock()
+        clock = training_clock(self.device)
         parts = train(net, trial, self.data)
         while True:
             started, started_here = time.perf_counter(), clock()
@@ -227,18 +234,13 @@ class _Track:
         """Return how often a run is validated, so that this takes no more than its share of the seconds."""
         images_NCHW, labels_N = self.data.val.images_NCHW, self.data.val.labels_N
         few = Split(images_NCHW[:TIMED_IMAGES], labels_N[:TIMED_IMAGES])
-        dtype, clock = choose_dtype(entrant.train.precision, self.device), self._clock()
+        dtype, clock = choose_dtype(entrant.train.precision, self.device), training_clock(self.device)
         net.to(memory_format=torch.channels_last)
         for _ in range(2):  # the first time chooses algorithms
             started = clock()
             evaluate(net, self.data, few, dtype=dtype)
             seconds = (clock() - started) * len(labels_N) / len(few.labels_N)
         return max(1, min(MAX_POINTS, int(VALIDATION_SHARE * run.budget_seconds / seconds)))
-
-    def _clock(self) -> Callable[[], float]:
-        """Return the clock by which the trainer counts a budget's seconds: of the processor for one thread on a CPU."""
-        of_processor = self.device.type == "cpu" and self.options.num_threads == 1
-        return time.process_time if of_processor else time.perf_counter
 
 
 def _hardware(machine: dict[str, Any]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Force, Untrusted
+from fbsearch.cli.options import EXIT_INTERRUPTED, REPORTS, AsJson, Device, Force, Untrusted
 from fbsearch.config.choices import BaselineName, BaselineRecipe, ModelFormat
 from fbsearch.errors import ConfigError, printable
 
@@ -58,13 +58,11 @@ def train(
         BaselineRecipe, typer.Option(help="How FractalNet is trained: same, as rank 1 | paper, 400 epochs of its own.")
     ] = BaselineRecipe.SAME,
     device: Device = "auto",
-    output: Annotated[Path, typer.Option(help="Folder; results go to OUTPUT/<study>/rank-<R>/seed-<S>.")] = Path(
-        "reports"
-    ),
+    output: Annotated[Path, typer.Option(help="Folder; results go to OUTPUT/<study>/rank-<R>/seed-<S>.")] = REPORTS,
     untrusted: Untrusted = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train exported configurations at full budget and score them on the test split.
+    """Train exported configurations, as in the search or longer, and score them on the test split.
 
     The same command goes on after the last whole epoch where one was killed; a finished seed is not trained again.
     """
@@ -75,6 +73,8 @@ def train(
 
     if rank is not None and top is not None:
         raise typer.BadParameter("--rank and --top cannot be used together", param_hint="--top")
+    if epochs is not None and seconds is not None:
+        raise typer.BadParameter("--epochs and --seconds cannot be used together", param_hint="--seconds")
     settings = Settings(
         num_seeds=seeds,
         epochs=epochs,

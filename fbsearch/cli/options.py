@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fbsearch.workers.executor import Executor
 
 DEFAULT_STORAGE = "sqlite:///studies/fbsearch.db"
+# The folder of what is trained, and where `fbsearch report` looks for it.
+REPORTS = Path("reports")
 EXIT_INTERRUPTED, EXIT_BUG = 130, 70
 
 
@@ -76,7 +78,7 @@ BudgetSeconds = Annotated[
     typer.Option(
         parser=parse_duration,
         metavar="TIME",
-        help="Search, train the best configuration with several seeds and score it, all within this time: 90s, 30m, "
+        help="Search, train the best configuration with several seeds and score it, within about this time: 90s, 30m, "
         "1h30m.",
     ),
 ]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from fbsearch.cli.budget import START_UP_WEIGHT, Budget, as_dict, choose_winner, format_duration, train_winner
 from fbsearch.cli.live import make_view
-from fbsearch.cli.options import DEFAULT_STORAGE, EXIT_INTERRUPTED
+from fbsearch.cli.options import DEFAULT_STORAGE, EXIT_INTERRUPTED, REPORTS
 from fbsearch.cli.status import print_end, print_next
 from fbsearch.cli.tables import print_next as print_next_of_training
 from fbsearch.cli.tables import print_score
 from fbsearch.cli.terminal import SafeConsole
 from fbsearch.config.study_file import StudyConfig
+from fbsearch.errors import FbsearchError
 from fbsearch.search.coordinator import Coordinator
 from fbsearch.study.database import hide_password, open_storage, storage_errors
 from fbsearch.study.locks import claim_study
@@ -71,7 +72,13 @@ def run_search(config: StudyConfig, executor: Executor, options: Options, *, bud
             print_end(console, state)
         winner = None
         if budget is not None and state.end != "interrupted":
-            winner = choose_winner(budget, study, start_up=state.started - search_started if state.dataset else None)
+            start_up = state.started - search_started if state.dataset else None
+            try:
+                winner = choose_winner(budget, study, start_up=start_up)
+            except FbsearchError:
+                if options.as_json:  # the search has ended well
+                    print(json.dumps(content))
+                raise
     if budget is not None and winner is not None:
         row, folder = train_winner(winner, console=console)
         content |= as_dict(row, folder)
@@ -92,4 +99,6 @@ def _print_training(
     took = time.monotonic() - budget.started
     console.print(f"{format_duration(took)} of {format_duration(budget.seconds)} were used", highlight=False)
     flag = f" --storage {hide_password(storage)}" if storage else ""
-    print_next_of_training(console, folder, more=[f"fbsearch report {shlex.quote(budget.study)}{flag}"])
+    report = [f"fbsearch report {shlex.quote(budget.study)}{flag}"]
+    # A report shows the trainings in its own folder.
+    print_next_of_training(console, folder, more=report if budget.output == REPORTS else [])

@@ -14,6 +14,7 @@ import typer
 
 from fbsearch.cli.options import (
     DEFAULT_STORAGE,
+    REPORTS,
     AsJson,
     BudgetSeconds,
     FinalOutput,
@@ -86,7 +87,7 @@ def run(
     check_source(config.data)  # here, where workers would take seconds and the study would be there already
     whole = None
     if budget is not None:
-        place = output or Path("reports")
+        place = output or REPORTS
         whole = make_budget(config, seconds=budget, started=started, output=place, device=device, untrusted=untrusted)
     executor = choose_executor(
         config, device=device, workers=workers, per_gpu=workers_per_gpu, ray=ray, gpus_per_worker=gpus_per_worker

@@ -203,7 +203,11 @@ class ModelConfig(StrictModel):
 class BudgetConfig(StrictModel):
     """What the training steps of one run may cost, in one of the two units."""
 
-    seconds: float | None = Field(None, gt=0, description="of training steps, as measured when the run starts")
+    seconds: float | None = Field(
+        None,
+        gt=0,
+        description="of training steps, measured at the start: of the processor for one thread, else of the clock",
+    )
     flops: float | None = Field(None, gt=0, description="of training steps, three forward passes for each image")
 
     @model_validator(mode="after")

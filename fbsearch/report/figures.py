@@ -102,8 +102,9 @@ def plot_worth(parts: Sequence[PartWorth]) -> go.Figure:
     )
     rows: dict[str, list[tuple[int, Difference]]] = {}
     for part in parts:
+        head = f"<b>{html.escape(part.name)}</b>, against {html.escape(part.reference)}"
         figure.add_annotation(
-            x=0, xref="paper", xanchor="left", y=len(names), text=f"<b>{part.name}</b>, against {part.reference}",
+            x=0, xref="paper", xanchor="left", y=len(names), text=head,
             showarrow=False, bgcolor="rgba(0,0,0,0)",
         )  # fmt: skip
         names.append("")
@@ -116,7 +117,7 @@ def plot_worth(parts: Sequence[PartWorth]) -> go.Figure:
         figure.add_scatter(
             x=mean, y=[place for place, _ in found], mode="markers", marker={"size": 9, "color": color},
             error_x={"array": high - mean, "arrayminus": mean - low, "thickness": 2, "width": 0, "color": color},
-            customdata=[(row.choice, 100 * row.low, 100 * row.high, row.num_trials) for _, row in found],
+            customdata=[(html.escape(row.choice), 100 * row.low, 100 * row.high, row.num_trials) for _, row in found],
             hovertemplate="%{customdata[0]}: %{x:+.2f} points, 95%% interval %{customdata[1]:+.2f} to "
             "%{customdata[2]:+.2f}, %{customdata[3]} trials<extra></extra>",
         )  # fmt: skip

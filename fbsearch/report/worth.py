@@ -134,6 +134,8 @@ def estimate_worth(frame: pd.DataFrame) -> Worths:
     the quartiles of the tried values with their median.
     """
     done = finished_trials(frame)
+    if done["planned_epochs"].isna().any():
+        return Worths(reason="Some trials do not say how many epochs they were to have: an old version stored them.")
     share = common_share(done)
     epochs = _epochs_at(done, share)
     accuracy = _accuracy_at(done, epochs, share)
@@ -163,7 +165,7 @@ def estimate_worth(frame: pd.DataFrame) -> Worths:
         num_trials=len(done),
         share=share,
         when=_describe_point(done, epochs, share),
-        at_equal_compute=is_separate or compute is None,
+        at_equal_compute=is_separate or (compute is None and _knows_compute(done)),
         skipped=tuple(name for name in parameters(done) if name not in known),
     )
 
@@ -201,7 +203,7 @@ def _accuracy_at(done: pd.DataFrame, epochs: "pd.Series[float]", share: float) -
 def _compute(done: pd.DataFrame, epochs: "pd.Series[float]") -> _Factor | None:
     """Return the logarithm of each trial's training FLOPs; None if they are equal by the study's budget or by chance.
 
-    They are taken for equal where an old version did not store them.
+    None, too, where they are not known: see `_knows_compute`.
     """
     if any(config.get("train", {}).get("budget") for config in done["config"]):
         return None
@@ -210,6 +212,11 @@ def _compute(done: pd.DataFrame, epochs: "pd.Series[float]") -> _Factor | None:
         return None
     x = doublings - np.median(doublings)
     return _Factor(COMPUTE, np.stack([x, x**2], axis=1), "1x", [("2x", np.ones(2), len(done))])
+
+
+def _knows_compute(done: pd.DataFrame) -> bool:
+    """Return True if the trials have FLOPs, which old versions did not store, or the same budget."""
+    return bool((done["flops"] > 0).all()) or any(config.get("train", {}).get("budget") for config in done["config"])
 
 
 def _factor(done: pd.DataFrame, name: str) -> _Factor:

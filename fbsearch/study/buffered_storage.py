@@ -186,7 +186,8 @@ class BufferedStorage(_CachedStorage):
     def get_trial(self, trial_id: int) -> FrozenTrial:
         if (own := self._own.get(trial_id)) is not None:
             return _snapshot(own.trial)
-        return self._whole.get(trial_id) or self._backend.get_trial(trial_id)
+        known = self._whole.get(trial_id)  # the next `flush` takes its details away
+        return self._backend.get_trial(trial_id) if known is None else _snapshot(known)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

@@ -31,16 +31,15 @@ def count_steps_in_seconds(
 ) -> int:
     """Return how many steps fit into what remains of `seconds` after some of them were taken to measure their time.
 
-    With one thread on a CPU these are seconds of the processor, which other programs do not disturb. `num_timed` fixes
+    The first WARM_UPS steps are free: a worker's first trial would lose the start-up of libraries. `num_timed` fixes
     the number of steps that are timed, for processes that must take the same number.
     """
-    clock = _clock(device)
-    started = clock()
+    clock = training_clock(device)
     for _ in range(WARM_UPS):
         take_step()
-    before_last = clock()
+    started = clock()
     take_step()
-    first = max(clock() - before_last, 1e-9)
+    first = max(clock() - started, 1e-9)
     count = num_timed or int(min(max(TIMED_SHARE * seconds / first, MIN_TIMED), MAX_TIMED))
     before = clock()
     for _ in range(count):
@@ -49,8 +48,11 @@ def count_steps_in_seconds(
     return int(max(0.0, seconds - (ended - started)) / (ended - before) * count)
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
-    """Return the clock of a device, in seconds."""
+def training_clock(device: torch.device) -> Callable[[], float]:
+    """Return the clock of a budget, in seconds: of the processor for one thread on a CPU, else of the wall.
+
+    Other programs do not disturb the processor's seconds. On a GPU the clock waits for the device.
+    """
     if device.type == "cuda":
 
         def synchronised() -> float:

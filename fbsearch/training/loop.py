@@ -138,6 +138,8 @@ class _Run:
         self.optimizer = self.step.optimizer
         self.num_steps = self._count_steps() if num_steps is None else num_steps
         self.scheduler = make_scheduler(self.optimizer, config.train, num_steps=self.num_steps)
+        # A schedule warns where it sees no step of its optimiser, and the replays of a graph are none that it can see.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.step.scheduler = self.scheduler
 
     def _make_step(self, model: nn.Module) -> TrainStep:
@@ -166,7 +168,8 @@ class _Run:
         images_BCHW, labels_B = split.images_NCHW[: train.batch_size], split.labels_N[: train.batch_size]
         if train.budget.flops is not None:
             one = forward_flops(self.model, self.data.normalise(images_BCHW[:1]))
-            paid = int(train.budget.flops / (FORWARD_PASSES_OF_A_STEP * one * len(labels_B)))
+            images_a_step = num_images / count_batches(num_images, batch_size=train.batch_size)
+            paid = int(train.budget.flops / (FORWARD_PASSES_OF_A_STEP * one * images_a_step))
         else:
             assert train.budget.seconds is not None
             generator = torch.Generator(device=self.device).manual_seed(self.config.seed)

@@ -38,7 +38,8 @@ class View:
         self._task = self._progress.add_task(run.name, total=epochs, completed=done, stats="")
         after = f", going on after epoch {done}" if done else ""
         if in_lines:
-            self.say(f"{run.name}: {epochs} epochs{after}")
+            budget = run.config.train.budget
+            self.say(f"{run.name}: {epochs} epochs{after}" if budget is None else f"{run.name}: {budget}{after}")
 
     def execution(self, execution: Execution) -> None:
         """Print why the steps of a run on a GPU are not computed as a CUDA graph."""

@@ -6,13 +6,13 @@ draw is written to a file and not trained again.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fbsearch.config.export_file import ExportedConfig, Searched
+from fbsearch.config.export_file import ExportedConfig, SearchCompute, Searched
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import draw_point
 from fbsearch.config.study_file import StudyConfig
@@ -71,11 +71,12 @@ def search_randomly(
             path = folder / f"draw-{number + 1:04}.json"
             num_train = prepare(load(config.data), run).info.num_train
             spent = sum(draw.train_flops for draw in draws)
-            if draws and spent + _expected_flops(trial, cost, num_train, draws) > budget:
+            expected = _expected_flops(trial, cost, num_train, search.compute)
+            if draws and spent + expected > budget:
                 break
             draw = _read(path, run, number)
             if draw is None:
-                draw = _train(run, number, cost, load=load, view=view)
+                draw = _train(run, number, cost, expected, load=load, view=view)
                 write_whole(path, to_json(draw))
             draws.append(draw)
             found = draw.failure or f"validation accuracy {draw.val_accuracy:.2%}"
@@ -84,14 +85,14 @@ def search_randomly(
     return RandomSearch(tuple(draws), budget)
 
 
-def _expected_flops(trial: TrialConfig, cost: Cost, num_train: int, draws: Sequence[Draw]) -> int:
-    """Return the FLOPs of a draw trained in full; where a budget of seconds decides, the mean of the draws before."""
+def _expected_flops(trial: TrialConfig, cost: Cost, num_train: int, searched: SearchCompute) -> int:
+    """Return the FLOPs of a draw trained in full; where a budget of seconds decides, of a trial on average."""
     train = trial.train
     if train.budget is None:
         return cost.flops * train.epochs * num_train
     if train.budget.flops is not None:
         return int(train.budget.flops / FORWARD_PASSES_OF_A_STEP)
-    return sum(draw.train_flops for draw in draws) // max(1, len(draws))
+    return searched.train_flops // max(1, searched.num_trials)
 
 
 def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialConfig, Cost]]:
@@ -111,7 +112,7 @@ def _points(space: StudyConfig, config: ExportedConfig) -> Iterator[tuple[TrialC
         yield trial, cost
 
 
-def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Draw:
+def _train(run: Run, number: int, cost: Cost, expected: int, *, load: Loader, view: View) -> Draw:
     """Train a draw on the training split; one that fails is charged for the whole run."""
     data = prepare(load(run.config.data), run)
     torch.manual_seed(run.config.seed)
@@ -134,7 +135,7 @@ def _train(run: Run, number: int, cost: Cost, *, load: Loader, view: View) -> Dr
         config=run.trial,
         num_parameters=cost.num_parameters,
         epochs=len(history),
-        train_flops=_expected_flops(run.trial, cost, data.info.num_train, ()) if failure else flops,
+        train_flops=expected if failure else flops,
         seconds=sum(stats.seconds for stats in history),
         val_accuracy=None if failure else final_accuracy(history, run.config.train),
         failure=failure,

@@ -146,3 +146,12 @@ def test_batching_reads_whole_trials_until_the_first_flush(storage: RDBStorage) 
         assert "history" in study.get_trials(deepcopy=False)[0].user_attrs
         flush(study)
         assert "history" not in study.get_trials(deepcopy=False)[0].user_attrs
+
+
+def test_batching_trial_that_was_read_keeps_its_details_when_the_storage_drops_them(storage: RDBStorage) -> None:
+    run_trials(create_study(storage, CONFIG))
+    study = create_study(storage, CONFIG)
+    with without_details(study):
+        best = study._storage.get_trial(study.get_trials(deepcopy=False)[0]._trial_id)  # as a resumed search shows it
+        flush(study)
+        assert best.user_attrs["history"] == [{"epoch": 2}]

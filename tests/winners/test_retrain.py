@@ -318,6 +318,8 @@ def test_train_rank_or_top_out_of_range_says_what_there_is(fbsearch: Fbsearch, t
     assert error_of(fbsearch("train", "best.yaml", "--top", 3)).startswith("--top 3: best.yaml holds 2; ")
     code, _, errors = fbsearch("train", "best.yaml", "--rank", 1, "--top", 1)
     assert code == 2 and "--rank and --top cannot be used together" in errors
+    code, _, errors = fbsearch("train", "best.yaml", "--epochs", 1, "--seconds", 1)
+    assert code == 2 and "--epochs and --seconds cannot be used together" in errors
     assert not (tmp_path / "reports").exists()
 
 
