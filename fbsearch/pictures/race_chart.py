@@ -105,7 +105,8 @@ def _range(low: float, high: float) -> tuple[float, float]:
 
 def _draw_axes(canvas: Canvas, panel: _Panel, seconds: Sequence[float], *, title: str) -> None:
     canvas.text(panel.left, panel.top - 14, title, size=13, anchor="start", bold=True)
-    for tick in nice_ticks(*panel.accuracies):
+    low, high = panel.accuracies
+    for tick in (tick for tick in nice_ticks(low, high) if low - 1e-9 <= tick <= high + 1e-9):
         y = panel.place(panel.seconds[1], tick)[1]
         canvas.line([(panel.left, y), (panel.left + PANEL_WIDTH, y)], stroke=RULE, width=1)
         canvas.text(panel.left - 8, y + 4, f"{100 * tick:g}%", size=11, anchor="end", fill=FAINT)
