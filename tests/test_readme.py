@@ -54,7 +54,7 @@ def shorten(command: str, folder: Path) -> list[str]:
     command = command.replace("$MODEL", next((str(path) for path in sorted(folder.glob(pattern))), "$MODEL"))
     for flag, value in {"trials": 2, "workers": 1, "seeds": 1, "epochs": 1, "top": 1}.items():
         command = re.sub(rf"--{flag} \d+", f"--{flag} {value}", command)
-    command = command.replace("--budget 10m", "--budget 60s --trials 2")
+    command = command.replace("--budget 10m", "--budget 90s --trials 2")
     return shlex.split(command)
 
 
