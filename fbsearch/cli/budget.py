@@ -215,7 +215,7 @@ def _run(arguments: tuple[str, ...]) -> tuple[int, str]:
                 try:
                     process.wait(SECONDS_TO_END)
                 except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()  # where a parent ignores SIGINT, so does it; whole epochs are kept
                     process.wait()
                 raise
     finally:

@@ -217,18 +217,25 @@ def test_run_with_a_budget_ends_with_the_accuracy_of_three_seeds(fbsearch: Fbsea
 
 
 @pytest.mark.slow
-def test_run_ctrl_c_in_the_training_names_the_command_that_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignores_sigint", [False, True])
+def test_run_stopped_in_the_training_names_the_command_that_goes_on(tmp_path: Path, ignores_sigint: bool) -> None:
+    """Ctrl-C in a terminal, and SIGTERM where all ignore SIGINT, as in the background of a script."""
     write_study(tmp_path, epochs=60)
+    ignore = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    before = [sys.executable, "-c", ignore] if ignores_sigint else []
     words = ["run", "small.yaml", "--budget", "5m", "--trials", "1", "--workers", "0", "--device", "cpu"]
     with subprocess.Popen(
-        [sys.executable, "-m", "fbsearch", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+        [*before, sys.executable, "-m", "fbsearch", *words], cwd=tmp_path, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 400
         while not (found := list(tmp_path.glob("reports/small/rank-1/seed-0/training.pt"))):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        if ignores_sigint:
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "Traceback" not in output and found[0].exists()
