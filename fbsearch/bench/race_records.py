@@ -17,7 +17,7 @@ class RaceRun(Record):
     """One training with a budget of `budget_seconds`; one that failed has `failure_kind`, `failure` and no accuracy.
 
     A point of `curve` is the seconds that training has taken until then, and the accuracy on the validation images.
-    Validation takes none of the seconds, the steps that measure how many fit into the budget do.
+    Validation takes none of the seconds; the steps at the start that warm up and measure do.
     """
 
     entrant: str
@@ -89,7 +89,7 @@ class Race(Record):
         return sorted({run.budget_seconds for run in self.runs})
 
     def winner(self, budget: float) -> Standing | None:
-        """Return the row with the best mean of a budget, None where every run has failed."""
+        """Return the best row of a budget: of those with the most runs the highest mean. None where every run has failed."""
         scored = [(score, row) for row in self.table if (score := row.score(budget)) and score.mean is not None]
         return max(scored, key=lambda pair: _worth(pair[0]))[1] if scored else None
 
