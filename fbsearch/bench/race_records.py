@@ -89,7 +89,7 @@ class Race(Record):
         return sorted({run.budget_seconds for run in self.runs})
 
     def winner(self, budget: float) -> Standing | None:
-        """Return the best row of a budget: of those with the most runs the highest mean. None where every run has failed."""
+        """Return a budget's best row: of those with the most runs the highest mean; None where every run has failed."""
         scored = [(score, row) for row in self.table if (score := row.score(budget)) and score.mean is not None]
         return max(scored, key=lambda pair: _worth(pair[0]))[1] if scored else None
 

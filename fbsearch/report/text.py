@@ -96,7 +96,7 @@ def describe_comparison(worths: Worths) -> str:
     cost = (
         "at equal compute and with all other searched parts equal"
         if worths.at_equal_compute
-        else "with all other searched parts equal, but not at equal compute: the cost follows from the parts alone"
+        else "with all other searched parts equal, but not at equal compute: it is unknown, or follows from the parts"
     )
     pruned = " Only the better trials went further; to judge parts at the end of training, search with pruner: none."
     return (
