@@ -196,8 +196,6 @@ class _Track:
             return run.model_copy(update=self._train(entrant, run))
         except TrialError as error:
             return _failed(run, error.kind, str(error))
-        except ConfigError as error:  # the budget holds no step
-            return _failed(run, FailureKind.INVALID_CONFIGURATION, str(error))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

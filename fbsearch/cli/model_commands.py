@@ -66,7 +66,7 @@ def train(
 
     The same command goes on after the last whole epoch where one was killed; a finished seed is not trained again.
     """
-    from fbsearch.cli.tables import print_comparison, print_next, print_summary
+    from fbsearch.cli.tables import print_comparison, print_summary, print_trained_folder
     from fbsearch.cli.terminal import SafeConsole
     from fbsearch.winners.final_training import train_export
     from fbsearch.winners.plan import Settings
@@ -108,7 +108,7 @@ def train(
     print_summary(console, found.summary, notes=found.notes)
     if found.comparison is not None:
         print_comparison(console, found.comparison)
-    print_next(console, found.folder)
+    print_trained_folder(console, found.folder)
 
 
 @app.command()

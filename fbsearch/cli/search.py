@@ -10,8 +10,7 @@ from fbsearch.cli.budget import START_UP_WEIGHT, Budget, as_dict, choose_winner,
 from fbsearch.cli.live import make_view
 from fbsearch.cli.options import DEFAULT_STORAGE, EXIT_INTERRUPTED, REPORTS
 from fbsearch.cli.status import print_end, print_next
-from fbsearch.cli.tables import print_next as print_next_of_training
-from fbsearch.cli.tables import print_score
+from fbsearch.cli.tables import print_score, print_trained_folder
 from fbsearch.cli.terminal import SafeConsole
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import FbsearchError
@@ -101,4 +100,4 @@ def _print_training(
     flag = f" --storage {hide_password(storage)}" if storage else ""
     report = [f"fbsearch report {shlex.quote(budget.study)}{flag}"]
     # A report shows the trainings in its own folder.
-    print_next_of_training(console, folder, more=report if budget.output == REPORTS else [])
+    print_trained_folder(console, folder, more=report if budget.output == REPORTS else [])

@@ -42,7 +42,7 @@ def print_score(console: Console, row: Retraining) -> None:
     console.print(f"{what}, {row.num_seeds} seeds of rank {row.rank}, trial {row.trial}", highlight=False)
 
 
-def print_next(console: Console, folder: Path, *, more: Sequence[str] = ()) -> None:
+def print_trained_folder(console: Console, folder: Path, *, more: Sequence[str] = ()) -> None:
     """Print where the results are and the commands that use them, then `more` commands."""
     model = shlex.quote(str(min(folder.glob("rank-*/seed-*/model.safetensors")).parent))
     lines = [f"Results are in {folder}. Next:", f"  fbsearch predict {model} IMAGE..."]

@@ -46,9 +46,12 @@ TAKES_PART: dict[str, Callable[[dict[str, Any]], bool]] = {
     "model.pattern": lambda model: model.get("dynamics") != "none",
     "model.pattern_resolution": lambda model: model.get("dynamics") != "none" and model.get("pattern") != "none",
     "model.join": lambda model: max(model.get("fractal_levels", (2, 2))) > 1,
-    "model.drop_path": lambda model: max(model.get("fractal_levels", (2, 2))) > 1,
+    "model.drop_path": lambda model: (
+        max(model.get("fractal_levels", (2, 2))) > 1 or model.get("drop_path") == "channel"  # which needs no join
+    ),
     "model.drop_path_prob": lambda model: (
-        max(model.get("fractal_levels", (2, 2))) > 1 and model.get("drop_path") != "none"
+        model.get("drop_path") == "channel"
+        or (max(model.get("fractal_levels", (2, 2))) > 1 and model.get("drop_path") not in ("none", "global"))
     ),
     "model.downsample": lambda model: len(model.get("fractal_levels", (2, 2))) > 1,
     "model.width_growth": lambda model: len(model.get("fractal_levels", (2, 2))) > 1,
@@ -173,8 +176,7 @@ def estimate_worth(frame: pd.DataFrame) -> Worths:
 def common_share(done: pd.DataFrame) -> float:
     """Return the share of their planned epochs that all finished trials reached; a complete trial is at its end."""
     pruned = done[done["state"] == "pruned"]
-    shares = (pruned["epochs"] / pruned["planned_epochs"].where(pruned["planned_epochs"] > 0)).astype(float)
-    return float(shares.min()) if len(shares) and shares.notna().all() else 1.0
+    return float((pruned["epochs"] / pruned["planned_epochs"]).min()) if len(pruned) else 1.0
 
 
 def _describe_point(done: pd.DataFrame, epochs: "pd.Series[float]", share: float) -> str:
@@ -188,7 +190,7 @@ def _describe_point(done: pd.DataFrame, epochs: "pd.Series[float]", share: float
 def _epochs_at(done: pd.DataFrame, share: float) -> "pd.Series[float]":
     """Return the number of epochs of each trial at a share of its plan, at least 1, at most those it trained."""
     planned = (done["planned_epochs"] * share + 1e-9) // 1
-    return planned.fillna(done["epochs"]).clip(lower=1).clip(upper=done["epochs"].clip(lower=1)).astype(float)
+    return planned.clip(lower=1).clip(upper=done["epochs"].clip(lower=1)).astype(float)
 
 
 def _accuracy_at(done: pd.DataFrame, epochs: "pd.Series[float]", share: float) -> "pd.Series[float]":

@@ -60,7 +60,7 @@ def wait_until(holds: Callable[[], bool], *, seconds: float, what: str) -> None:
 def start(tmp_path: Path) -> "Iterator[Callable[[str], subprocess.Popen[str]]]":
     """Start one coordinator of a storage URL, with one worker."""
     (tmp_path / "small.yaml").write_text(SMALL)
-    command = [sys.executable, "-m", "fbsearch", "run", "small.yaml", "--trials", "8", "--workers", "1", "--json"]
+    command = [sys.executable, "-m", "fbsearch", "run", "small.yaml", "--trials", "16", "--workers", "1", "--json"]
     processes = []
 
     def start_one(url: str) -> "subprocess.Popen[str]":
@@ -79,8 +79,18 @@ def start(tmp_path: Path) -> "Iterator[Callable[[str], subprocess.Popen[str]]]":
             pass
 
 
-def owners_of_running(study: optuna.Study) -> list[str]:
-    return [trial.user_attrs.get("coordinator", "") for trial in study.trials if trial.state == TrialState.RUNNING]
+def owners(study: optuna.Study, state: TrialState) -> set[str]:
+    """Return the coordinators of the trials in one state."""
+    return {trial.user_attrs.get("coordinator", "") for trial in study.trials if trial.state == state}
+
+
+def is_stopped_with_a_trial(process: "subprocess.Popen[str]", study: optuna.Study) -> bool:
+    """Stop a coordinator, and let it go on unless it has a running trial, which it then keeps."""
+    process.send_signal(signal.SIGSTOP)
+    if any(f":{process.pid}:" in owner for owner in owners(study, TrialState.RUNNING)):
+        return True
+    process.send_signal(signal.SIGCONT)
+    return False
 
 
 @pytest.mark.slow
@@ -96,7 +106,9 @@ def test_run_two_coordinators_started_at_once_one_killed_finish_exactly_n(
             seconds=240, what="no study was made",
         )  # fmt: skip
         study = load_study(storage, "small")
-        wait_until(lambda: len(set(owners_of_running(study))) == 2, seconds=240, what="two never ran trials together")
+        # Each has finished a trial, so that both are among the owners however soon the rest is done.
+        wait_until(lambda: len(owners(study, TrialState.COMPLETE)) == 2, seconds=240, what="two never shared a study")
+        wait_until(lambda: is_stopped_with_a_trial(killed, study), seconds=240, what="one never ran a trial")
         later = start(url)
         os.killpg(killed.pid, signal.SIGKILL)
         killed.communicate()
@@ -105,10 +117,10 @@ def test_run_two_coordinators_started_at_once_one_killed_finish_exactly_n(
             assert process.returncode == 0, errors
             assert postgres.password not in output + errors
             told = json.loads(output.strip().splitlines()[-1])
-            assert (told["end"], told["num_complete"], told["num_running"]) == ("finished", 8, 0)
+            assert (told["end"], told["num_complete"], told["num_running"]) == ("finished", 16, 0)
         trials = study.trials
     states = [trial.state for trial in trials]
-    assert sum(map(is_finished, trials)) == 8
+    assert sum(map(is_finished, trials)) == 16
     assert TrialState.RUNNING not in states and TrialState.WAITING not in states
     assert [trial.number for trial in trials] == list(range(len(trials)))
     complete = [trial for trial in trials if is_finished(trial)]
