@@ -206,7 +206,7 @@ class BudgetConfig(StrictModel):
     seconds: float | None = Field(
         None,
         gt=0,
-        description="of training steps, measured at the start: of the processor for one thread, else of the clock",
+        description="of training steps: of the processor for one thread, else of the clock",
     )
     flops: float | None = Field(None, gt=0, description="of training steps, three forward passes for each image")
 

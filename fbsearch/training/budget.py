@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H height, W width.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ WARM_UPS = 2
 MIN_TIMED, MAX_TIMED = 3, 100
 # The share of a budget for the steps that are timed; MIN_TIMED may take more.
 TIMED_SHARE = 0.05
+SHORTEST_STEP = 1e-9  # in seconds: a clock may not see a step pass
 
 
 def forward_flops(model: nn.Module, x_BCHW: torch.Tensor) -> int:
@@ -26,10 +28,30 @@ def forward_flops(model: nn.Module, x_BCHW: torch.Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def count_steps_in_seconds(
+@dataclass
+class SecondsBudget:
+    """What is left of a budget of seconds, and what a step has cost last. Its parts get equal shares of what is left.
+
+    A machine that becomes slower so takes fewer steps, and no run takes longer than it may by more than one part.
+    """
+
+    left: float
+    seconds_a_step: float
+
+    def count_steps(self, *, num_parts: int) -> int:
+        """Return the steps of the next of `num_parts` parts, at least 1."""
+        return max(1, int(self.left / num_parts / self.seconds_a_step))
+
+    def spend(self, seconds: float, *, num_steps: int) -> None:
+        """Take the seconds of a part from the budget."""
+        self.left = max(0.0, self.left - seconds)
+        self.seconds_a_step = max(seconds / num_steps, SHORTEST_STEP)
+
+
+def measure_steps(
     seconds: float, take_step: Callable[[], None], *, device: torch.device, num_timed: int | None = None
-) -> int:
-    """Return how many steps fit into what remains of `seconds` after some of them were taken to measure their time.
+) -> SecondsBudget:
+    """Return what remains of `seconds` after some steps were taken to measure their time.
 
     The first WARM_UPS steps are free: a worker's first trial would lose the start-up of libraries. `num_timed` fixes
     the number of steps that are timed, for processes that must take the same number.
@@ -37,15 +59,17 @@ def count_steps_in_seconds(
     clock = training_clock(device)
     for _ in range(WARM_UPS):
         take_step()
-    started = clock()
-    take_step()
-    first = max(clock() - started, 1e-9)
-    count = num_timed or int(min(max(TIMED_SHARE * seconds / first, MIN_TIMED), MAX_TIMED))
-    before = clock()
-    for _ in range(count):
-        take_step()
-    ended = clock()
-    return int(max(0.0, seconds - (ended - started)) / (ended - before) * count)
+    budget = SecondsBudget(seconds, SHORTEST_STEP)
+
+    def time_steps(count: int) -> None:
+        started = clock()
+        for _ in range(count):
+            take_step()
+        budget.spend(clock() - started, num_steps=count)
+
+    time_steps(1)
+    time_steps(num_timed or int(min(max(TIMED_SHARE * seconds / budget.seconds_a_step, MIN_TIMED), MAX_TIMED)))
+    return budget
 
 
 def training_clock(device: torch.device) -> Callable[[], float]:

@@ -66,6 +66,12 @@ class Team:
         torch.distributed.all_reduce(value)
         return value
 
+    def mean(self, value: float, device: torch.device) -> float:
+        """Return the mean over all processes, the same number in each; each of them must call this."""
+        if self.num_processes == 1:
+            return value
+        return self.sum(torch.tensor(value, dtype=torch.float64, device=device)).item() / self.num_processes
+
     def seed_epoch(self, seed: int, epoch: int) -> None:
         """Seed torch's generator from seed, epoch and rank, if there are several processes.
 

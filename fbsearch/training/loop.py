@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H height, W width, K classes.
 """
 
 import copy
+import dataclasses
 import itertools
 import math
 import time
@@ -20,7 +21,14 @@ from fbsearch.data.augment import augment
 from fbsearch.data.dataset import VALIDATION_BATCH, Dataset, batches, count_batches
 from fbsearch.errors import TrialError
 from fbsearch.messages import EpochStats, Execution, FailureKind
-from fbsearch.training.budget import FORWARD_PASSES_OF_A_STEP, MIN_TIMED, count_steps_in_seconds, forward_flops
+from fbsearch.training.budget import (
+    FORWARD_PASSES_OF_A_STEP,
+    MIN_TIMED,
+    SecondsBudget,
+    forward_flops,
+    measure_steps,
+    training_clock,
+)
 from fbsearch.training.cuda_graph import CaptureError, restore_afterwards
 from fbsearch.training.devices import choose_dtype, memory_mib
 from fbsearch.training.distributed import Team
@@ -40,7 +48,7 @@ class TrainState(TypedDict):
     """The state from which a run resumes after an epoch: tensors and plain values, readable with `weights_only`."""
 
     epoch: int
-    num_steps: NotRequired[int]  # of the whole run, which a budget of seconds measures; missing in old files
+    budget: NotRequired[dict[str, float] | None]  # the fields of SecondsBudget; missing in old files
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
@@ -68,8 +76,9 @@ def train(
     `model` maps [B, C, H, W] to [B, K] logits and lies on the data's device; it is trained in place, and with
     `keep_best` holds the best epoch's weights when the generator ends. Batches, augmentation, dropout and drop-path
     are drawn from `config.seed`: same seed, same device, same number of steps, same numbers. A budget of seconds gives
-    more or fewer steps each time. An empty validation split is allowed without `keep_best` and `early_stopping`; its
-    loss and accuracy are NaN.
+    more or fewer steps each time, also after `resume_from`: every part gets an equal share of the seconds that are
+    left, and the schedule is stretched to it. An empty validation split is allowed without `keep_best` and
+    `early_stopping`; its loss and accuracy are NaN.
 
     Args:
         stop_requested: Called before every step; when it returns true the generator ends, even within an epoch.
@@ -86,7 +95,7 @@ def train(
     """
     run = _Run(
         model, config, data, stop_requested=stop_requested, team=team or Team(),
-        num_steps=None if resume_from is None else resume_from.get("num_steps"),
+        resume_from=resume_from,
     )  # fmt: skip
     if resume_from is not None:
         run.restore(resume_from)
@@ -120,7 +129,7 @@ class _Run:
 
     def __init__(
         self, model: nn.Module, config: TrialConfig, data: Dataset, *, stop_requested: Callable[[], bool], team: Team,
-        num_steps: int | None,
+        resume_from: TrainState | None,
     ) -> None:  # fmt: skip
         needs_validation = config.train.keep_best or config.train.early_stopping
         assert len(data.val.labels_N) or not needs_validation, "the best epoch is found on the validation split"
@@ -136,11 +145,10 @@ class _Run:
         model.to(memory_format=torch.channels_last)
         self.step = self._make_step(team.wrap(model))
         self.optimizer = self.step.optimizer
-        self.num_steps = self._count_steps() if num_steps is None else num_steps
-        self.scheduler = make_scheduler(self.optimizer, config.train, num_steps=self.num_steps)
-        # A schedule warns where it sees no step of its optimiser, and the replays of a graph are none that it can see.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
-        self.step.scheduler = self.scheduler
+        self.seconds = None if resume_from is None else _read_budget(resume_from)
+        if self.seconds is None and config.train.budget is not None and config.train.budget.seconds is not None:
+            self.seconds = self._measure_steps(config.train.budget.seconds)
+        self._plan(self._count_steps())
 
     def _make_step(self, model: nn.Module) -> TrainStep:
         train, num_images = self.config.train, len(self.data.train.labels_N)
@@ -156,34 +164,43 @@ class _Run:
             execution=Execution("graph") if reason is None else Execution("eager", reason),
         )
 
-    def _count_steps(self) -> int:
-        """Return the steps of the whole run: of `epochs` passes, or what the budget pays for, one an epoch at least.
+    def _plan(self, num_steps: int) -> None:
+        """Make the schedule of a run of `num_steps`, at the place that belongs to the epochs that were trained."""
+        self.num_steps, train = num_steps, self.config.train
+        position = num_steps * self.epoch // train.epochs
+        self.scheduler = make_scheduler(self.optimizer, train, num_steps=num_steps, position=position)
+        # A schedule warns where it sees no step of its optimiser, and the replays of a graph are none that it can see.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.step.scheduler = self.scheduler
 
-        What the steps that a budget of seconds measures have changed is restored.
-        """
-        train, split = self.config.train, self.data.train
-        num_images = len(split.labels_N)
+    def _count_steps(self) -> int:
+        """Return the steps of the whole run: of `epochs` passes, or what the budget pays for, one an epoch at least."""
+        train, num_images = self.config.train, len(self.data.train.labels_N)
+        if self.seconds is not None:
+            return train.epochs * self.seconds.count_steps(num_parts=train.epochs - self.epoch)
         if train.budget is None:
             return train.epochs * count_batches(num_images, batch_size=train.batch_size)
+        assert train.budget.flops is not None
+        one = forward_flops(self.model, self.data.normalise(self.data.train.images_NCHW[:1]))
+        images_a_step = num_images / count_batches(num_images, batch_size=train.batch_size)
+        return max(train.epochs, int(train.budget.flops / (FORWARD_PASSES_OF_A_STEP * one * images_a_step)))
+
+    def _measure_steps(self, seconds: float) -> SecondsBudget:
+        """Take steps on the first images to measure their time, and restore what they have changed."""
+        train, split = self.config.train, self.data.train
         images_BCHW, labels_B = split.images_NCHW[: train.batch_size], split.labels_N[: train.batch_size]
-        if train.budget.flops is not None:
-            one = forward_flops(self.model, self.data.normalise(images_BCHW[:1]))
-            images_a_step = num_images / count_batches(num_images, batch_size=train.batch_size)
-            paid = int(train.budget.flops / (FORWARD_PASSES_OF_A_STEP * one * images_a_step))
-        else:
-            assert train.budget.seconds is not None
-            generator = torch.Generator(device=self.device).manual_seed(self.config.seed)
-            self.model.train()
-            totals = [self.step.totals.loss, self.step.totals.num_correct]
-            with restore_afterwards(self.model, self.optimizer, self.device, also=totals):
-                paid = count_steps_in_seconds(
-                    train.budget.seconds,
-                    lambda: self._take_step(images_BCHW, labels_B, generator),
-                    device=self.device,
-                    num_timed=MIN_TIMED if self.team.num_processes > 1 else None,
-                )
-            paid = int(self.team.sum(torch.tensor(paid, device=self.device)).item()) // self.team.num_processes
-        return max(train.epochs, paid)
+        generator = torch.Generator(device=self.device).manual_seed(self.config.seed)
+        self.model.train()
+        totals = [self.step.totals.loss, self.step.totals.num_correct]
+        with restore_afterwards(self.model, self.optimizer, self.device, also=totals):
+            budget = measure_steps(
+                seconds,
+                lambda: self._take_step(images_BCHW, labels_B, generator),
+                device=self.device,
+                num_timed=MIN_TIMED if self.team.num_processes > 1 else None,
+            )
+        mean, device = self.team.mean, self.device
+        return SecondsBudget(mean(budget.left, device), mean(budget.seconds_a_step, device))
 
     def close(self) -> None:
         """Free the device memory that only the run needs."""
@@ -195,7 +212,7 @@ class _Run:
     def state(self) -> TrainState:
         return TrainState(
             epoch=self.epoch,
-            num_steps=self.num_steps,
+            budget=None if self.seconds is None else dataclasses.asdict(self.seconds),
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
@@ -251,6 +268,10 @@ class _Run:
     def _train(self) -> tuple[float, float, int]:
         """Train on every batch of one epoch; return mean loss, accuracy and number of images."""
         self.model.train()
+        if self.seconds is not None and self.epoch > 0:  # the first part is as it was measured
+            self._plan(self._count_steps())
+        clock = training_clock(self.device)
+        started = clock()
         self.team.seed_epoch(self.config.seed, self.epoch)
         team, totals = self.team, self.step.totals
         totals.reset()
@@ -263,6 +284,8 @@ class _Run:
             if step % STEPS_BETWEEN_CHECKS == 0:
                 _check_finite(team.sum(totals.loss).item(), "training")
         loss = _check_finite(team.sum(totals.loss).item(), "training")
+        if self.seconds is not None:
+            self.seconds.spend(team.mean(clock() - started, self.device), num_steps=step + 1)
         return loss / num_images, team.sum(totals.num_correct).item() / num_images, num_images
 
     def _draw_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -303,6 +326,11 @@ class _Run:
         else:
             loss, accuracy = mean_figures(self.evaluation(split.images_NCHW, split.labels_N), split)
         return _check_finite(loss, "validation"), accuracy
+
+
+def _read_budget(state: TrainState) -> SecondsBudget | None:
+    fields = state.get("budget")
+    return None if fields is None else SecondsBudget(**fields)
 
 
 def _check_finite(loss: float, phase: str) -> float:

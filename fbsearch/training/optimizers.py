@@ -51,11 +51,12 @@ def cycles_beta(config: TrainConfig) -> bool:
 
 
 def make_scheduler(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, *, num_steps: int
+    optimizer: torch.optim.Optimizer, config: TrainConfig, *, num_steps: int, position: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Return the schedule of the learning rate for `num_steps` batches, stepped once a batch.
 
-    `config.learning_rate` is its highest value.
+    `config.learning_rate` is its highest value. `position` is the number of batches before the first step, and is more
+    than 0 only where an earlier schedule of the optimiser is replaced by a longer or shorter one.
     """
     schedulers = torch.optim.lr_scheduler
     if config.schedule == "one_cycle":
@@ -65,6 +66,7 @@ def make_scheduler(
             total_steps=num_steps + 1,
             pct_start=ONE_CYCLE_WARMUP_SHARE,
             cycle_momentum=cycles_beta(config),
+            last_epoch=position - 1,
         )
     warmup = round(config.warmup_epochs * num_steps / config.epochs)
 
@@ -78,7 +80,7 @@ def make_scheduler(
             return 0.1 ** int(math.log2(config.epochs / epochs_left))
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
 
-    return schedulers.LambdaLR(optimizer, factor)
+    return schedulers.LambdaLR(optimizer, factor, last_epoch=position - 1)
 
 
 class DeviceRates:

@@ -1,4 +1,4 @@
-"""Budgets of a run: as many steps as they pay for, in equal parts, and the same again when it is resumed."""
+"""Budgets of a run: as many steps as they pay for, in equal parts, and the rest of them when it is resumed."""
 
 import copy
 from typing import Any
@@ -12,7 +12,7 @@ from fbsearch.config.space import FIELDS
 from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.budget import count_steps_in_seconds
+from fbsearch.training.budget import SecondsBudget, measure_steps
 from fbsearch.training.loop import TrainState, train
 from fbsearch.training.requirements import measure_cost
 
@@ -25,8 +25,8 @@ def digits() -> Dataset:
     return load_dataset(DataConfig(limit=200), device=CPU)
 
 
-def make_config(**budget: float) -> TrialConfig:
-    settings: Any = {"epochs": 4, "batch_size": 32, "budget": BudgetConfig(**budget)}
+def make_config(*, epochs: int = 4, schedule: str = "one_cycle", **budget: float) -> TrialConfig:
+    settings: Any = {"epochs": epochs, "batch_size": 32, "schedule": schedule, "budget": BudgetConfig(**budget)}
     return TrialConfig(data=DataConfig(limit=200), model=MODEL, train=TrainConfig(**settings))
 
 
@@ -62,19 +62,18 @@ def test_train_with_a_budget_of_seconds_takes_more_steps_for_more_of_them(digits
 
 
 def test_train_with_a_budget_of_seconds_computes_what_the_same_number_of_steps_computes(digits: Dataset) -> None:
-    config = make_config(seconds=0.2)
+    config = make_config(seconds=0.2, epochs=1)
     net, history = run(config, digits)
     num_steps = sum(stats.num_images for stats in history) // 32
     step = 3 * measure_cost(MODEL, digits.info.shape).flops * 32
-    same, _ = run(make_config(flops=(num_steps + 0.5) * step), digits)
+    same, _ = run(make_config(flops=(num_steps + 0.5) * step, epochs=1), digits)
     for name, value in net.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), f"{name}: measuring has changed something"
 
 
-@pytest.mark.parametrize("budget", [{"seconds": 0.2}, {"flops": 3e7}])
-def test_train_with_a_budget_resumes_bit_for_bit(digits: Dataset, budget: dict[str, float]) -> None:
+def test_train_with_a_budget_of_flops_resumes_bit_for_bit(digits: Dataset) -> None:
     states: list[TrainState] = []
-    config = make_config(**budget)
+    config = make_config(flops=3e7)
     whole, history = run(config, digits, save_state=lambda _, state: states.append(copy.deepcopy(state)))
     resumed, rest = run(config, digits, resume_from=states[1])
     assert [(s.num_images, s.train_loss) for s in rest] == [(s.num_images, s.train_loss) for s in history[2:]]
@@ -82,16 +81,47 @@ def test_train_with_a_budget_resumes_bit_for_bit(digits: Dataset, budget: dict[s
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_count_steps_takes_what_was_spent_on_measuring_from_the_budget() -> None:
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "halving"])
+def test_train_with_a_budget_of_seconds_goes_on_with_those_that_are_left(digits: Dataset, schedule: str) -> None:
+    """The state is changed as a pause on a busy machine would have: no second is left, or steps cost nothing."""
+    states: list[TrainState] = []
+    config = make_config(seconds=0.2, schedule=schedule)
+    _, whole = run(config, digits, save_state=lambda _, state: states.append(copy.deepcopy(state)))
+    assert [state["budget"] is not None for state in states] == [True] * 4
+    left = [state["budget"]["left"] for state in states if state["budget"]]
+    assert left == sorted(left, reverse=True) and left[0] < 0.2
+
+    none_left = states[1] | {"budget": {"left": 0.0, "seconds_a_step": 1.0}}
+    _, rest = run(config, digits, resume_from=none_left)
+    assert [stats.num_images for stats in rest] == [32, 32]
+    # However many steps a part has, the schedule is where the parts are.
+    assert [stats.learning_rate for stats in rest][-1] == pytest.approx(whole[-1].learning_rate, abs=3e-4)
+
+    cheap = states[1] | {"budget": {"left": 10.0, "seconds_a_step": 0.05}}
+    _, rest = run(config, digits, resume_from=cheap)
+    assert rest[0].num_images == 100 * 32, "half of 10 s are 100 steps of 0.05 s"
+
+
+def test_seconds_budget_gives_equal_parts_of_what_is_left() -> None:
+    budget = SecondsBudget(left=10.0, seconds_a_step=0.5)
+    assert budget.count_steps(num_parts=4) == 5
+    budget.spend(7.0, num_steps=7)  # a busy machine: a second a step
+    assert budget.count_steps(num_parts=3) == 1
+    budget.spend(4.0, num_steps=1)
+    assert (budget.left, budget.count_steps(num_parts=2)) == (0.0, 1)
+
+
+def test_measure_steps_takes_what_was_spent_on_measuring_from_the_budget() -> None:
     taken = []
 
     def spin() -> None:
         taken.append(sum(i * i for i in range(20_000)))
 
-    before = len(taken)
-    assert count_steps_in_seconds(1e-9, spin, device=CPU) == 0
-    assert len(taken) - before == 6  # two to warm up, one to choose the number that is timed, and the fewest
-    assert count_steps_in_seconds(60, spin, device=CPU, num_timed=3) > 0
+    budget = measure_steps(1e-9, spin, device=CPU)
+    assert budget.left == 0
+    assert len(taken) == 6  # two to warm up, one to choose the number that is timed, and the fewest
+    budget = measure_steps(60, spin, device=CPU, num_timed=3)
+    assert 0 < budget.left < 60 and budget.seconds_a_step < 60
 
 
 @pytest.mark.parametrize(
