@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from fbsearch.config.models import TrialConfig
+from fbsearch.config.models import BudgetConfig, TrialConfig
 from fbsearch.errors import ConfigError
 
 RESULT_NAME, SUMMARY_NAME, COMPARISON_NAME = "result.json", "summary.json", "comparison.json"
@@ -76,6 +76,14 @@ class SeedResult(Record):
     settings: dict[str, Any]
     columns: list[ColumnScore]
 
+    @property
+    def length(self) -> str:
+        """Return how long the training was: `8 epochs`, or `60 s of training steps`."""
+        budget = self.settings.get("train", {}).get("budget")
+        if budget is not None:
+            return f"{BudgetConfig.model_validate(budget)} of training steps"
+        return f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+
 
 class Retraining(Record):
     """All trainings of one exported configuration. `accuracy_std` is the sample's (n - 1), None for a single seed.
@@ -98,6 +106,11 @@ class Retraining(Record):
     seconds_mean: float
     images_per_second_mean: float
     results: list[SeedResult]
+
+    @property
+    def length(self) -> str:
+        """Return how long the longest training was."""
+        return max(self.results, key=lambda result: result.epochs).length
 
     def row(self) -> dict[str, Any]:
         """Return the fields without the results of the seeds."""

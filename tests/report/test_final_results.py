@@ -88,6 +88,15 @@ def test_report_puts_the_test_score_beside_the_searchs(study: optuna.Study) -> N
     assert [trace["name"] for trace in marks] == ["a seed", "in the search, validation", marks[-1]["name"]]
 
 
+def test_report_says_the_budget_of_a_training_that_had_one(study: optuna.Study) -> None:
+    budget = {"settings": {"train": {"budget": {"seconds": 60}}}}
+    write_summary(training(study, results=[seed_result(0) | budget]))
+    write_comparison(competitor())
+    page = Page(write_report(study))
+    assert "3 seeds, 60 s of training steps; the score to quote" in page.text
+    assert "on the same data for 60 s of training steps and scored" in page.text
+
+
 def test_report_of_one_seed_without_a_test_split_says_so(study: optuna.Study) -> None:
     write_summary(training(study, scored_on="validation", num_seeds=1, accuracy_std=None))
     page = Page(write_report(study))
