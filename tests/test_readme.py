@@ -88,6 +88,10 @@ def test_readme_commands_run_in_order(
         if program == "fbsearch":
             code, _, errors = fbsearch(*arguments)
             assert code == 0, f"{command}: {errors}"
+            if command.startswith("fbsearch init my.yaml"):
+                text = (folder / "my.yaml").read_text(encoding="utf-8")
+                assert "{seconds: 10.0}" in text
+                (folder / "my.yaml").write_text(text.replace("{seconds: 10.0}", "{seconds: 0.5}"), encoding="utf-8")
             if "--output best.yaml" in command:
                 use_few_images(folder / "best.yaml")
         else:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_STORAGE = "sqlite:///studies/fbsearch.db"
 # The folder of what is trained, and where `fbsearch report` looks for it.
 REPORTS = Path("reports")
+DEFAULT_TRIALS = 100
 EXIT_INTERRUPTED, EXIT_BUG = 130, 70
 
 
@@ -90,8 +91,8 @@ NumTrials = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Finished trials the study has in the end, earlier ones counted: 100 by default, with --budget as many as "
-        "there is time for.",
+        help=f"Finished trials the study has in the end, earlier ones counted: {DEFAULT_TRIALS} by default, with "
+        "--budget as many as there is time for.",
     ),
 ]
 TrialTimeout = Annotated[

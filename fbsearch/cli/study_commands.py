@@ -14,6 +14,7 @@ import typer
 
 from fbsearch.cli.options import (
     DEFAULT_STORAGE,
+    DEFAULT_TRIALS,
     REPORTS,
     AsJson,
     BudgetSeconds,
@@ -93,7 +94,7 @@ def run(
         config, device=device, workers=workers, per_gpu=workers_per_gpu, ray=ray, gpus_per_worker=gpus_per_worker
     )
     options = Options(
-        num_trials=100 if trials is None and budget is None else trials,
+        num_trials=DEFAULT_TRIALS if trials is None and budget is None else trials,
         timeout=timeout,
         trial_timeout=trial_timeout,
         storage=storage,
@@ -232,13 +233,21 @@ def report(
 @app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="The study file to write; - is standard output.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Look at this folder of images, train/<class>/*, and choose what suits it.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Write a commented study file with all defaults."""
+    """Write a commented study file: all defaults, or with --images what suits a folder of images."""
+    from fbsearch.cli.init import choose_for_folder
     from fbsearch.config.study_file import StudyConfig, render_study
     from fbsearch.files import STDOUT, write_output
 
-    write_output(file, render_study(StudyConfig()), kind=None, force=force, way_out="")
+    found = None if images is None else choose_for_folder(images)
+    text = render_study(StudyConfig() if found is None else found.config)
+    write_output(file, text, kind=None, force=force, way_out="")
+    for line in () if found is None else found.notes:
+        print(line, file=sys.stderr)
     if file != STDOUT:
         print(f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`")
 

@@ -95,6 +95,25 @@ def probe(folder: Path, names: Sequence[str], *, image_size: int | None, channel
     return target, width * height
 
 
+def measure_side(folder: Path, names: Sequence[str]) -> int:
+    """Return the median of the images' shorter sides in pixels, from headers.
+
+    Files that Pillow cannot open are skipped. DataError if no file can be opened.
+    """
+    sides = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            try:
+                with Image.open(folder / name, formats=FORMATS) as image:
+                    sides.append(min(image.size))
+            except Exception:  # the same file is decoded later, and named there
+                continue
+    if not sides:
+        raise DataError(f"data.root: none of the {len(names)} image files under {folder} can be decoded.")
+    return int(np.median(sides))
+
+
 def _is_colour(image: Image.Image) -> bool:
     if image.mode != "P":
         return image.mode not in GREY_MODES
