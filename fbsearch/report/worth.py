@@ -18,7 +18,7 @@ so that one of them beside 0 is evidence that the part matters. Assumed is that 
 together with a certain other one is not asked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import NDArray
 
+from fbsearch.config.unused_fields import unused_model_fields
 from fbsearch.report.statistics import choices, finished_trials, labels, parameters, scale, short
 
 COMPUTE = "compute"
@@ -41,21 +42,6 @@ LEVEL = 0.95
 NUM_DRAWS = 20_000
 
 Array = NDArray[np.float64]
-# The networks in which a field takes part, where not in all, by the `model` section of a configuration.
-TAKES_PART: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "model.pattern": lambda model: model.get("dynamics") != "none",
-    "model.pattern_resolution": lambda model: model.get("dynamics") != "none" and model.get("pattern") != "none",
-    "model.join": lambda model: max(model.get("fractal_levels", (2, 2))) > 1,
-    "model.drop_path": lambda model: (
-        max(model.get("fractal_levels", (2, 2))) > 1 or model.get("drop_path") == "channel"  # which needs no join
-    ),
-    "model.drop_path_prob": lambda model: (
-        model.get("drop_path") == "channel"
-        or (max(model.get("fractal_levels", (2, 2))) > 1 and model.get("drop_path") not in ("none", "global"))
-    ),
-    "model.downsample": lambda model: len(model.get("fractal_levels", (2, 2))) > 1,
-    "model.width_growth": lambda model: len(model.get("fractal_levels", (2, 2))) > 1,
-}
 
 
 @dataclass(frozen=True)
@@ -223,10 +209,14 @@ def _knows_compute(done: pd.DataFrame) -> bool:
 
 def _factor(done: pd.DataFrame, name: str) -> _Factor:
     """Return a searched field as a factor, without points if nothing can be compared."""
-    takes_part = TAKES_PART.get(name)
-    models = [config.get("model") for config in done["config"]]
-    acts = np.array([takes_part is None or model is None or takes_part(model) for model in models])
+    section, _, field = name.partition(".")
+    acts = np.array([section != "model" or field not in _unused_fields(config) for config in done["config"]])
     return _choice_factor(done, name, acts) if scale(done, name) == "choices" else _number_factor(done, name, acts)
+
+
+def _unused_fields(config: dict[str, Any]) -> set[str]:
+    model = config.get("model")  # missing where an old version stored none
+    return set() if model is None else unused_model_fields(model)
 
 
 def _choice_factor(done: pd.DataFrame, name: str, acts: NDArray[np.bool_]) -> _Factor:

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
+from fbsearch.config.unused_fields import unused_model_fields
 from fbsearch.errors import ConfigError
 from fbsearch.messages import FailureKind
 from fbsearch.search.quota import Quota
@@ -134,18 +135,7 @@ def _normalize_model(model: dict[str, Any]) -> None:
     model["activation"] = SAME_ACTIVATION.get(model["activation"], model["activation"])
     if model["drop_path_prob"] == 0:
         model["drop_path"] = SAME_AT_ZERO.get(model["drop_path"], model["drop_path"])
-    if model["drop_path"] != "channel" and max(model["fractal_levels"]) == 1:  # there are no paths to drop
-        model["drop_path"] = "none"
-    if model["drop_path"] in ("none", "global"):  # these do not use the probability
-        model["drop_path_prob"] = None
-    if max(model["fractal_levels"]) == 1:
-        model["join"] = None
-    if len(model["fractal_levels"]) == 1:
-        model["downsample"] = model["width_growth"] = None
-    if model["dynamics"] == "none":
-        model["pattern"] = "none"
-    if model["pattern"] == "none":
-        model["pattern_resolution"] = None
+    model.update(dict.fromkeys(unused_model_fields(model)))
 
 
 def _normalize_train(train: dict[str, Any]) -> None:
