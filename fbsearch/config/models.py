@@ -43,7 +43,7 @@ Pattern = Annotated[
     FractalPatternType | Literal["none"],
     BeforeValidator(_check_pattern, json_schema_input_type=Literal[(*map(str, FractalPatternType), NO_PATTERN)]),
 ]
-DataName = Literal["digits", "folder", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"]
+DataName = Literal["digits", "folder", "arrays", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "rrelu", "elu", "selu", "gelu", "silu", "swish", "mish", "hardswish",
     "hardsigmoid", "sigmoid", "tanh", "softplus", "softsign", "threshold", "softmax", "maxout", "apl",
@@ -80,17 +80,22 @@ class DataConfig(StrictModel):
     """The images, their size and their split."""
 
     name: DataName = Field(
-        "digits", description="digits | folder | mnist | fashion_mnist | kmnist | cifar10 | cifar100 | svhn"
+        "digits", description="digits | folder | arrays | mnist | fashion_mnist | kmnist | cifar10 | cifar100 | svhn"
     )
     root: str = Field(
         "data",
-        description="where downloads go; for `folder`, the image tree: train/<class>/*, optional val/, test/",
+        description="where downloads go; `folder`: train/<class>/*, optional val/, test/; `arrays`: an .npz file",
     )
     image_size: Annotated[int, Field(gt=0, le=MAX_IMAGE_SIZE)] | None = Field(
         None, description="pixels; images are resized to this square, null keeps their own size"
     )
     max_pixels: int = Field(
         USUAL_PIXELS, gt=0, le=MAX_PIXELS, description="width x height; an image file of more counts as broken"
+    )
+    value_range: tuple[float, float] | None = Field(
+        None,
+        strict=False,
+        description="[black, white]: the ends of the values of arrays that are not uint8; null is [0, 1]",
     )
     limit: PositiveInt | None = Field(None, description="at most this many training images, stratified; null takes all")
     validation_share: float = Field(
@@ -99,6 +104,12 @@ class DataConfig(StrictModel):
     augment: AugmentConfig = Field(AugmentConfig(), description="random changes of the training images")
     skip_broken: bool = Field(False, description="skip and count images that cannot be read, instead of stopping")
     seed: int = Field(0, ge=0, le=MAX_STUDY_SEED, description="of the split into training and validation")
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "DataConfig":
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"value_range {list(self.value_range)} must be [black, white], the lower value first")
+        return self
 
 
 class ModelConfig(StrictModel):

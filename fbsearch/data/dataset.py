@@ -138,12 +138,12 @@ def _to_device(part: HostSplit, side: int, device: torch.device | str) -> Split:
     for start in range(0, num_images, step):
         piece_NHWC = torch.from_numpy(np.asarray(part.images_NHWC[part.rows_M[start : start + step]]))
         if (height, width) != (side, side):
-            piece_NHWC = _resize(piece_NHWC, side)
+            piece_NHWC = resize(piece_NHWC, side)
         images_NHWC[start : start + step] = piece_NHWC
     return Split(images_NHWC.permute(0, 3, 1, 2), torch.from_numpy(part.labels_M).to(device))
 
 
-def _resize(images_NHWC: Tensor, side: int) -> Tensor:
+def resize(images_NHWC: Tensor, side: int) -> Tensor:
     """Resize uint8 images on the host, bicubic and antialiased as Pillow does it for `folder`."""
     x_NCHW = images_NHWC.permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(x_NCHW, size=(side, side), mode="bicubic", antialias=True)

@@ -161,9 +161,14 @@ def decode_image(content: bytes, *, side: int | None, channels: int, max_pixels:
             opened.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
         with _pixels.take(opened.width * opened.height):
             ImageOps.exif_transpose(opened, in_place=True)
-            image = _to_eight_bits(opened, mode="RGB" if channels == 3 else "L")
-            if side is not None and image.size != (side, side):
-                image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+            return fit_image(opened, side=side, channels=channels)
+
+
+def fit_image(image: Image.Image, *, side: int | None, channels: int) -> Bytes:
+    """Return the pixels of an upright image as `decode_image` returns those of a file. Raise ValueError as it does."""
+    image = _to_eight_bits(image, mode="RGB" if channels == 3 else "L")
+    if side is not None and image.size != (side, side):
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 

@@ -1,4 +1,4 @@
-"""Sources of images: digits, image trees, torchvision. Each yields uint8 arrays with labels on the host.
+"""Sources of images: digits, image trees, arrays, torchvision. Each yields uint8 arrays with labels on the host.
 
 Shapes: N images, M selected rows, C channels, H height, W width.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fbsearch.config.models import DataConfig
+from fbsearch.data.arrays import CLASS_NAMES, IMAGES, LABELS, TEST_IMAGES, TEST_LABELS, read_arrays
 from fbsearch.data.decode import Bytes, probe
 from fbsearch.data.image_cache import ProgressCallback, cache_lock, load_images
 from fbsearch.data.image_tree import ImageFiles, ImageTree, Ints, resolve_root, scan_tree
@@ -43,13 +44,16 @@ def peek_shape(config: DataConfig) -> ImageShape:
     disk). Broken images and images of another size than the first are not noticed.
 
     Raise DataError as `load_dataset` does for a folder that is no image tree, has too few images or none that can be
-    opened, or whose first image is not square with `image_size` null.
+    opened, or whose first image is not square with `image_size` null, and for a file of arrays that cannot be used.
     """
     if config.name == "folder":
         tree = _scan_folder(config)
         names = [file.name for file in tree.train.files]
         target, _ = probe(tree.train.folder, names, image_size=config.image_size, channels=None)
         num_classes, in_channels, side = len(tree.class_names), target.channels, target.side
+    elif config.name == "arrays":
+        found = read_arrays(config)
+        num_classes, in_channels, side = len(found[CLASS_NAMES]), found[IMAGES].shape[3], found[IMAGES].shape[1]
     else:
         num_classes, in_channels, side = DIGITS_SHAPE if config.name == "digits" else TORCHVISION[config.name][1]
     return ImageShape(num_classes=num_classes, in_channels=in_channels, image_size=config.image_size or side)
@@ -58,15 +62,19 @@ def peek_shape(config: DataConfig) -> ImageShape:
 def check_source(config: DataConfig) -> None:
     """Raise DataError as `load_dataset` would, where the names of the files and the header of one image tell it.
 
-    Data sets that are not folders are not looked at.
+    Arrays are read whole. Other data sets are not looked at.
     """
     if config.name == "folder":
         tree = _scan_folder(config)
         probe(tree.train.folder, [file.name for file in tree.train.files], image_size=config.image_size, channels=1)
+    elif config.name == "arrays":
+        split_validation(_read_arrays(config), config)
 
 
 def has_test_split(config: DataConfig) -> bool:
-    """Return True if the data set has test images. Raise DataError for a folder that is no image tree."""
+    """Return True if the data set has test images. Raise DataError for a folder or file that cannot be used."""
+    if config.name == "arrays":
+        return TEST_IMAGES in read_arrays(config)
     return config.name != "folder" or _scan_folder(config).test is not None
 
 
@@ -110,6 +118,8 @@ def read_dataset(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
         return _read_digits()
     if config.name == "folder":
         return _read_folder(config, with_test=with_test, notice=notice)
+    if config.name == "arrays":
+        return _read_arrays(config)
     return _read_torchvision(config, notice=notice)
 
 
@@ -186,6 +196,24 @@ def _read_folder(config: DataConfig, *, with_test: bool, notice: ProgressCallbac
     num_test = len(test.rows_M) if test else len(tree.test.files) if tree.test else 0
     return HostDataset(
         tree.class_names, train, val, test, num_test=num_test, fingerprint=fingerprint, broken=tuple(broken)
+    )
+
+
+def _read_arrays(config: DataConfig) -> HostDataset:
+    """Read a file of arrays. Its test images must have the size and the channels of the training images."""
+    found = read_arrays(config)
+    images_NHWC, labels_N = found[IMAGES], found[LABELS]
+    test = HostSplit.of_all(found[TEST_IMAGES], found[TEST_LABELS]) if TEST_IMAGES in found else None
+    if test is not None and test.images_NHWC.shape[1:] != images_NHWC.shape[1:]:
+        sizes = " and ".join(str(images.shape[1:]) for images in (images_NHWC, test.images_NHWC))
+        raise DataError(f"data.root: {config.root}: training and test images are of different shapes: {sizes}")
+    return HostDataset(
+        found[CLASS_NAMES],
+        train=HostSplit.of_all(images_NHWC, labels_N),
+        val=None,
+        test=test,
+        num_test=0 if test is None else len(test.rows_M),
+        fingerprint=_fingerprint((zlib.crc32(np.ascontiguousarray(images_NHWC).data), labels_N)),
     )
 
 

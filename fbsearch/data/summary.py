@@ -51,7 +51,7 @@ def summarise(config: DataConfig, *, notice: ProgressCallback) -> str:
 
     Raise DataError as `load_dataset`, but name several broken images, and those of the test split.
     """
-    if config.name not in ("folder", "digits"):
+    if config.name not in ("folder", "digits", "arrays"):
         return f"{config.name} in {config.root}, not read: it is checked, and downloaded if it is not there, by `run`"
     found = take_inventory(config, notice=notice)
     if found.broken and not config.skip_broken:

@@ -223,7 +223,7 @@ def conditions(study: optuna.Study, frame: pd.DataFrame, dataset: dict[str, Any]
     times = (frame["started"].min(), frame["ended"].max())
     rows = {
         "Device": ", ".join(sorted(set(frame["device"].dropna()))),
-        "Data": str(data.get("root" if data.get("name") == "folder" else "name", "")),
+        "Data": str(data.get("root" if data.get("name") in ("folder", "arrays") else "name", "")),
         "Images": ", ".join(images) + (f"; {dataset['num_broken']} broken" if dataset.get("num_broken") else ""),
         "Image size": f"{dataset['in_channels']} x {dataset['image_size']} x {dataset['image_size']}" if images else "",
         "Classes": ", ".join(classes[:20]) + (f", ... ({len(classes)})" if len(classes) > 20 else ""),

@@ -21,7 +21,7 @@ STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 CONTRACT = """
 name: digits                 # the study's name in the database
 data:
-  name: digits               # digits | folder | mnist | fashion_mnist | kmnist | cifar10 | cifar100 | svhn
+  name: digits               # digits | folder | arrays | mnist | fashion_mnist | kmnist | cifar10 | cifar100 | svhn
   root: data                 # where downloads go; for `folder`, the image tree
   image_size: 8              # pixels; null keeps the data's own size
   limit: null                # at most this many training images, stratified
