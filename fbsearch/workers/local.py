@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -114,7 +115,8 @@ class ProcessExecutor:
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
         try:
-            process.start()
+            with _hidden_main():
+                process.start()
         finally:
             if in_main_thread:
                 signal.signal(signal.SIGINT, handler)
@@ -126,6 +128,22 @@ class ProcessExecutor:
         if slot is not None:
             with contextlib.suppress(ConnectionError):  # `events` finds a worker that has just died
                 slot.connection.send(message)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hide the module `__main__` while a process is started.
+
+    multiprocessing lets each process it starts run the parent's script once more, for what that may have defined. A
+    worker needs nothing of it, and a script that calls `fbsearch.search` outside of `if __name__ == "__main__"` would
+    begin another search in each worker.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
