@@ -19,6 +19,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Packages of one row's word: who leaves out torch leaves out what loads it.
 HEAVY = {"torch": {"torch", "torchvision", "safetensors"}, "optuna": {"optuna", "optuna_dashboard", "sqlalchemy"}}
 
+HEAVY_TO_IMPORT = {
+    "torch", "optuna", "pandas", "plotly", "numpy", "sqlalchemy", "sklearn", "pydantic", "yaml", "rich",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -164,7 +168,7 @@ def test_loaded_names_what_is_imported() -> None:
 
 
 def test_search_leaves_torch_out() -> None:
-    packages = loaded("-c", "import fbsearch.search.coordinator, fbsearch.cli.status")
+    packages = loaded("-c", "import fbsearch; fbsearch.search, fbsearch.open_study; import fbsearch.cli.status")
     assert {"fbsearch", "optuna", "rich"} <= packages
     assert {"torch", "torchvision", "sklearn", "pandas", "plotly"} & packages == set()
 
@@ -182,8 +186,22 @@ def test_study_file_is_checked_without_anything_heavy() -> None:
     assert {"torch", "numpy", "optuna", "sqlalchemy"} & packages == set()
 
 
+def test_package_names_what_it_has_and_loads_nothing() -> None:
+    names = ["FractalBrainNet", "FractalBrainNetClassifier", "Model", "Study", "load_model", "open_study", "search"]
+    packages = loaded("-c", f"import fbsearch; assert {{*{names}}} <= {{*dir(fbsearch)}} == {{*fbsearch.__all__}}")
+    assert packages & HEAVY_TO_IMPORT == set() and "typer" not in packages
+
+
+def test_package_keeps_its_search_beside_the_folder_of_that_name() -> None:
+    import fbsearch.search.state
+
+    assert fbsearch.search.__module__ == "fbsearch.api.search" and callable(fbsearch.search)
+    assert {*dir(fbsearch)} == {*fbsearch._HOMES}
+    with pytest.raises(AttributeError, match="has no attribute 'load_study'"):
+        fbsearch.load_study  # noqa: B018
+
+
 def test_help_leaves_everything_heavy_out() -> None:
     packages = loaded("-m", "fbsearch", "--help")
     assert {"fbsearch", "typer"} <= packages
-    heavy = {"torch", "optuna", "pandas", "plotly", "numpy", "sqlalchemy", "sklearn", "pydantic", "yaml", "rich"}
-    assert heavy & packages == set()
+    assert HEAVY_TO_IMPORT & packages == set()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fbsearch.cli.budget import format_duration
-from fbsearch.cli.options import DEFAULT_TRIALS
+from fbsearch.config.choices import DEFAULT_TRIALS
 from fbsearch.config.models import DataConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.config.suggestion import FolderFacts, suggest_image_size, suggest_study

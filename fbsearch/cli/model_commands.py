@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fbsearch.cli.options import EXIT_INTERRUPTED, REPORTS, AsJson, Device, Force, Untrusted
-from fbsearch.config.choices import BaselineName, BaselineRecipe, ModelFormat
+from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Force, Untrusted
+from fbsearch.config.choices import REPORTS, BaselineName, BaselineRecipe, ModelFormat
 from fbsearch.errors import ConfigError, printable
 
 app = typer.Typer(rich_markup_mode=None)

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fbsearch.config.choices import DEFAULT_TRIALS
+
 if TYPE_CHECKING:
     from optuna import Study
 
     from fbsearch.config.study_file import StudyConfig
     from fbsearch.workers.executor import Executor
 
-DEFAULT_STORAGE = "sqlite:///studies/fbsearch.db"
-# The folder of what is trained, and where `fbsearch report` looks for it.
-REPORTS = Path("reports")
-DEFAULT_TRIALS = 100
 EXIT_INTERRUPTED, EXIT_BUG = 130, 70
 
 

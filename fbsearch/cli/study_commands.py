@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fbsearch.cli.options import (
-    DEFAULT_STORAGE,
-    DEFAULT_TRIALS,
-    REPORTS,
     AsJson,
     BudgetSeconds,
     FinalOutput,
@@ -33,6 +30,7 @@ from fbsearch.cli.options import (
     choose_executor,
     open_study,
 )
+from fbsearch.config.choices import DEFAULT_STORAGE, DEFAULT_TRIALS, REPORTS
 from fbsearch.errors import ConfigError, printable, printable_lines
 
 if TYPE_CHECKING:

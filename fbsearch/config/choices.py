@@ -1,6 +1,12 @@
-"""The choices of flags that several folders use. Imports nothing, so that `fbsearch --help` stays fast."""
+"""Choices and defaults of flags that several folders use. Imports nothing heavy: `fbsearch --help` stays fast."""
 
 from enum import StrEnum
+from pathlib import Path
+
+DEFAULT_STORAGE = "sqlite:///studies/fbsearch.db"
+# The folder of what is trained, and where `fbsearch report` looks for it.
+REPORTS = Path("reports")
+DEFAULT_TRIALS = 100
 
 
 class ModelFormat(StrEnum):

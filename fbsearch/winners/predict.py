@@ -23,7 +23,7 @@ from fbsearch.data.image_tree import FORMATS, Ints, walk_images
 from fbsearch.errors import DataError
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import choose_dtype
-from fbsearch.winners.checkpoint import TrainedModel
+from fbsearch.winners.checkpoint import ModelCard, TrainedModel
 from fbsearch.winners.records import ColumnScore
 
 SCORE_BATCH = 256
@@ -186,7 +186,7 @@ def predict(model: TrainedModel, paths: Sequence[Path], *, top: int) -> Iterator
     dtype = choose_dtype(model.card.train.precision, device)
     for start in range(0, len(paths), PREDICT_BATCH):
         chunk = paths[start : start + PREDICT_BATCH]
-        images = [_read_image(path, model) for path in chunk]
+        images = [read_image(path, model.card) for path in chunk]
         readable = [torch.from_numpy(image_HWC) for image_HWC in images if not isinstance(image_HWC, str)]
         shares: Iterator[Tensor] = iter(())
         if readable:
@@ -206,7 +206,7 @@ def _likeliest(shares_K: Tensor, model: TrainedModel, *, top: int) -> tuple[tupl
     return tuple(zip(names, best.values.tolist(), strict=True))
 
 
-def _read_image(path: Path, model: TrainedModel) -> Bytes | str:
+def read_image(path: Path, card: ModelCard) -> Bytes | str:
     """Return the pixels, uint8 [H, W, C] of the network's size, or a text that says why there are none."""
     try:
         content = path.read_bytes()
@@ -216,7 +216,6 @@ def _read_image(path: Path, model: TrainedModel) -> Bytes | str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be decoded raises
             # torch warns of pixels that may not be written to, as Pillow's are: copy them.
-            card = model.card
             image_HWC = decode_image(
                 content, side=card.image_size, channels=card.in_channels, max_pixels=card.data.max_pixels
             )

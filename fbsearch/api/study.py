@@ -1,0 +1,209 @@
+"""A study from Python: its best trial, its trials as a table, its report and exports, the training of its winner."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from fbsearch.config.choices import DEFAULT_STORAGE, REPORTS
+from fbsearch.config.export_file import EXPORT, dump_export
+from fbsearch.config.models import TrialConfig
+from fbsearch.config.study_file import StudyConfig
+from fbsearch.errors import ConfigError, FbsearchError, StorageError
+from fbsearch.files import write_output
+from fbsearch.study.database import open_storage, storage_errors
+from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, trial_table
+from fbsearch.study.queries import best_trial
+from fbsearch.study.study import load_study, status, stored_config, stored_dataset
+from fbsearch.study.trial_record import TrialRecord, trial_config
+
+if TYPE_CHECKING:
+    import pandas
+
+    from fbsearch.api.model import Model
+
+
+@contextlib.contextmanager
+def python_words() -> Iterator[None]:
+    """Add to an error that names options of the command line how they are written in Python."""
+    try:
+        yield
+    except FbsearchError as error:
+        if "--" in str(error) and not hasattr(error, "__notes__"):
+            error.add_note("In Python an option is an argument: --force is force=True, --name NAME is name='NAME'.")
+        raise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestTrial:
+    """The best complete trial. `value` is its validation accuracy, the highest of many: on new images expect less.
+
+    `interval` is the 95% interval of an accuracy that was counted on so many images (Wilson), None where their number
+    is not stored. It does not correct for the choice among trials. `params` are the sampled values as Optuna has them.
+    """
+
+    number: int
+    value: float
+    interval: tuple[float, float] | None
+    params: dict[str, Any]
+    num_parameters: int | None
+    flops: int | None
+    config: TrialConfig
+
+
+class Study:
+    """A study in a database. What it gives is read when it is asked for, so a running search can be looked at."""
+
+    def __init__(self, study: optuna.Study, *, storage: str) -> None:
+        """Wrap a study that `open_study` has opened in the database `storage`."""
+        self._study, self._storage = study, storage
+
+    @property
+    def name(self) -> str:
+        """Return the study's name in the database."""
+        return self._study.study_name
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """Return the plain Optuna study, for all that Optuna can do with one."""
+        return self._study
+
+    @property
+    def config(self) -> StudyConfig:
+        """Return the study file that the study was searched with. `search(study.config)` goes on with it."""
+        return stored_config(self._study)
+
+    @property
+    def trials(self) -> "pandas.DataFrame":
+        """Return a table of all trials: state, value, sampled values, costs, times, reason of a failure."""
+        with storage_errors(self._storage):
+            return trial_table(self._study)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Return the counts of trials and the best one, as `fbsearch status --json` prints them."""
+        with storage_errors(self._storage):
+            return status(self._study, url=self._storage)
+
+    @property
+    def best(self) -> BestTrial:
+        """Return the best complete trial. Raise StorageError if no trial is complete yet."""
+        with storage_errors(self._storage):
+            trial = best_trial(self._study)
+            num_val = stored_dataset(self._study).get("num_val")
+        if trial is None or trial.value is None:
+            raise StorageError(f"the study {self.name!r} has no complete trial yet; the same search goes on with it")
+        from fbsearch.report.statistics import wilson_interval
+
+        record = TrialRecord.of(trial)
+        return BestTrial(
+            number=trial.number,
+            value=trial.value,
+            interval=wilson_interval(trial.value, num_val) if num_val else None,
+            params=trial.params,
+            num_parameters=record.num_parameters,
+            flops=record.flops,
+            config=trial_config(trial),
+        )
+
+    @python_words()
+    def report(self, path: str | Path | None = None, *, top: int = 10, force: bool = False) -> Path:
+        """Write the report, one HTML file that opens offline, and return its path: without one reports/<study>.html.
+
+        Raise ConfigError if the file is there and no report, without `force`.
+        """
+        from fbsearch.report.page import write_report
+
+        with storage_errors(self._storage):
+            return write_report(self._study, None if path is None else Path(path), top=top, force=force)
+
+    @python_words()
+    def export(self, path: str | Path = "best.yaml", *, top: int = 5, force: bool = False) -> Path:
+        """Write the `top` best configurations (.yaml), or all trials (.csv, .json), and return the path.
+
+        Raise ConfigError for another ending, and if the file is there and of another kind, without `force`.
+        """
+        path = Path(path)
+        with storage_errors(self._storage):
+            if path.suffix in (".yaml", ".yml"):
+                kind, text = EXPORT, dump_export(export_best(self._study, top=top))
+            elif path.suffix == ".csv":
+                kind, text = CSV_TABLE, self.trials.to_csv(index=False)
+            elif path.suffix == ".json":
+                kind, text = JSON_TABLE, self.trials.to_json(orient="records", date_format="iso", indent=1)
+            else:
+                raise ConfigError(f"{path}: ends in none of .yaml (the best), .csv and .json (all trials)")
+        write_output(path, text, kind=kind, force=force, way_out="")
+        return path
+
+    @python_words()
+    def train(
+        self,
+        *,
+        seeds: int = 3,
+        epochs: int | None = None,
+        seconds: float | None = None,
+        rank: int = 1,
+        keep_validation: bool | None = None,
+        device: str = "auto",
+        output: str | Path = REPORTS,
+        progress: bool = True,
+    ) -> "Model":
+        """Train the configuration of a rank with several seeds, score each once on the test split; return the first.
+
+        The scores of all seeds are in `Model.training`. The folder output/<study>/rank-<R>/seed-<S> holds the result of
+        each; a training that was stopped goes on after its last whole epoch, and a finished one is not repeated.
+
+        Args:
+            epochs: Passes over the data, instead of the configuration's or its budget.
+            seconds: Seconds of training steps for each seed, instead of passes.
+            keep_validation: Keep the validation images apart. Without it they are trained on too, unless they have to
+                give the score, where there is no test split, or the configuration chooses an epoch by them.
+            output: The folder of the results; a report finds them in `reports`.
+
+        Raise FbsearchError for data that have changed and a folder with a training of other settings.
+        """
+        from fbsearch.api.training import train_winner
+
+        return train_winner(
+            self._study,
+            num_seeds=seeds,
+            epochs=epochs,
+            seconds=seconds,
+            rank=rank,
+            keep_validation=keep_validation,
+            device=device,
+            output=Path(output),
+            progress=progress,
+        )
+
+    def __repr__(self) -> str:
+        now = self.status
+        counts = ", ".join(f"{now[f'num_{kind}']} {kind}" for kind in ("complete", "pruned", "failed", "running"))
+        best = now["best"] and f"; best {now['best']['value']:.2%} validation accuracy, trial {now['best']['trial']}"
+        return f"<Study {self.name!r} in {now['storage']}: {counts}{best or ''}>"
+
+    def _repr_html_(self) -> str:
+        from fbsearch.api.notebook import study_html
+
+        with storage_errors(self._storage):
+            return study_html(self._study)
+
+
+@python_words()
+def open_study(name: str | None = None, *, storage: str | Path | None = None) -> Study:
+    """Open a study, or the newest without a name. `storage` is that of `search`. Raise StorageError if absent."""
+    url = storage_url(storage)
+    with storage_errors(url):
+        return Study(load_study(open_storage(url), name), storage=url)
+
+
+def storage_url(storage: str | Path | None) -> str:
+    """Return the URL of a database: of an SQLite file for a path, $FBSEARCH_STORAGE or the default for None."""
+    if storage is None:
+        return os.environ.get("FBSEARCH_STORAGE") or DEFAULT_STORAGE
+    return str(storage) if "://" in str(storage) else f"sqlite:///{storage}"

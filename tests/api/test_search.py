@@ -1,0 +1,215 @@
+"""Search, study and training from Python, on a few of scikit-learn's digits as arrays."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+import fbsearch
+from fbsearch.config.models import DataConfig
+from fbsearch.config.space import ChoiceSpace
+from fbsearch.config.study_file import SHORT_RUN_TRAINING, SearchConfig, StudyConfig, load_study_file, render_study
+from fbsearch.data.sources import read_dataset
+from fbsearch.errors import ConfigError, DataError, FbsearchError, StorageError
+from fbsearch.messages import Event, Finished, Ready, Started
+from fbsearch.report.statistics import wilson_interval
+from fbsearch.search.state import SearchState
+
+SMALL = StudyConfig(
+    train=SHORT_RUN_TRAINING.model_copy(update={"epochs": 1}),
+    space={"model.base_channels": ChoiceSpace(choices=(4, 8, 12, 16))},
+    search=SearchConfig(sampler="random", pruner="none"),
+)
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Arrays, Arrays]:
+    """300 and 60 digits as scikit-learn has them: floats from 0 to 16, and integers."""
+    whole = read_dataset(DataConfig(), with_test=True, notice=print)
+    assert whole.test is not None
+    pairs = [(part.images_NHWC[part.rows_M, :, :, 0] / 255 * 16, part.labels_M) for part in (whole.train, whole.test)]
+    return (pairs[0][0][:300], pairs[0][1][:300]), (pairs[1][0][:60], pairs[1][1][:60])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="module")
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def study(digits: tuple[Arrays, Arrays], folder: Path, events: list[Event]) -> fbsearch.Study:
+    train, test = digits
+
+    def note(state: SearchState, event: Event) -> None:
+        assert state.num_trials == 2
+        events.append(event)
+
+    return fbsearch.search(
+        train, test=test, trials=2, study=SMALL, workers=1, storage=folder / "study.db", callback=note, progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def model(study: fbsearch.Study, folder: Path) -> fbsearch.Model:
+    return study.train(seeds=2, epochs=2, output=folder, progress=False)
+
+
+def test_search_gives_every_event_to_the_callback(study: fbsearch.Study, events: list[Event]) -> None:
+    assert isinstance(events[0], Ready)
+    kinds = [type(event) for event in events]
+    assert (kinds.count(Started), kinds.count(Finished)) == (2, 2)
+
+
+def test_study_has_its_best_trial_and_all_trials(study: fbsearch.Study) -> None:
+    best = study.best
+    assert best.value == study.optuna.best_value == study.trials["value"].max() == study.status["best"]["value"]
+    assert best.interval == wilson_interval(best.value, 60)
+    assert best.config.model.base_channels == best.params["model.base_channels"]
+    assert list(study.trials["state"]) == ["complete"] * 2
+    assert isinstance(study.optuna, optuna.Study)
+    assert study.config.space == SMALL.space and study.config.data.value_range == (0, 16)
+    assert f"{best.value:.2%}" in repr(study) and "2 complete" in repr(study)
+
+
+def test_study_in_a_notebook_shows_best_curve_and_why_nothing_is_known_to_matter(study: fbsearch.Study) -> None:
+    html = study._repr_html_()
+    assert f"<b>{study.best.value:.2%}</b>" in html and "base channels" in html and study.name in html
+    assert html.count("<circle") == 2 and "<script" not in html
+    assert "2 finished trials are too few" in html
+
+
+def test_study_writes_report_and_exports(study: fbsearch.Study, tmp_path: Path) -> None:
+    assert study.name in study.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    best = fbsearch.load_export(study.export(tmp_path / "best.yaml", top=1))
+    assert best.configs[0].value == study.best.value
+    assert len(study.export(tmp_path / "trials.csv").read_text().splitlines()) == 3
+    study.export(tmp_path / "trials.csv")  # over its own kind
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"is no export of fbsearch; --force writes over it") as caught:
+        study.export(tmp_path / "mine.yaml")
+    assert "--force is force=True" in caught.value.__notes__[0]
+    study.export(tmp_path / "mine.yaml", force=True)
+    with pytest.raises(ConfigError, match=r"ends in none of \.yaml"):
+        study.export(tmp_path / "best.txt")
+
+
+def test_same_call_goes_on_with_the_study(
+    study: fbsearch.Study, digits: tuple[Arrays, Arrays], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = digits
+    more = fbsearch.search(train, test=test, trials=3, study=SMALL, workers=1, storage=folder / "study.db")
+    assert more.name == study.name and len(more.trials) == 3
+    output, errors = capsys.readouterr()
+    assert output == "" and "[3/3] trial 2 complete" in errors
+    again = fbsearch.open_study(study.name, storage=folder / "study.db")
+    assert again.best == more.best and fbsearch.open_study(storage=folder / "study.db").name == study.name
+    assert [path.name for path in folder.glob("*.npz")] == [f"{study.name}.npz"]
+
+
+def test_trained_model_predicts_arrays_as_it_was_scored(model: fbsearch.Model, digits: tuple[Arrays, Arrays]) -> None:
+    _, (images, labels) = digits
+    assert model.training is not None and model.training.scored_on == "test"
+    assert model.training.num_seeds == 2 and "over 2 seeds" in repr(model)
+    assert model.score(images, labels) == model.training.results[0].accuracy
+    assert model.classes_.dtype.kind == "i" and model.classes_.tolist() == list(range(10))
+    assert (model.predict(images) == labels).mean() == model.training.results[0].accuracy
+
+
+def test_interrupted_search_goes_on(digits: tuple[Arrays, Arrays], tmp_path: Path) -> None:
+    def interrupt(_state: SearchState, event: Event) -> None:
+        if isinstance(event, Finished):
+            signal.raise_signal(signal.SIGINT)
+
+    options = {"study": SMALL, "name": "mine", "workers": 1, "storage": tmp_path / "study.db", "progress": False}
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted at 1/3; .*open_study\('mine'\)"):
+        fbsearch.search(digits[0], trials=3, callback=interrupt, **options)  # type: ignore[arg-type]
+    assert fbsearch.open_study("mine", storage=tmp_path / "study.db").status["num_complete"] == 1
+    study = fbsearch.search(digits[0], trials=3, **options)  # type: ignore[arg-type]
+    assert study.status["num_complete"] == 3
+
+
+def test_error_in_a_callback_ends_the_search_in_order(digits: tuple[Arrays, Arrays], tmp_path: Path) -> None:
+    def fail(_state: SearchState, event: Event) -> None:
+        if isinstance(event, Started):
+            raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        fbsearch.search(
+            digits[0], study=SMALL, name="mine", workers=1, storage=tmp_path / "db", callback=fail, progress=False
+        )
+    assert fbsearch.open_study("mine", storage=tmp_path / "db").status["num_waiting"] == 1
+
+
+def test_search_of_a_folder_trains_without_a_test_split(
+    make_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = make_tree(train={"cat": 6, "d\u00f6g": 6}, size=(20, 30))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FBSEARCH_STORAGE", raising=False)
+    (tmp_path / "study.yaml").write_text(render_study(SMALL), encoding="utf-8")
+    study = fbsearch.search(
+        str(tree), trials=1, study="study.yaml", image_size=8, seed=5, workers=0, progress=False, callback=None
+    )
+    assert study.name == "tree" and study.config.data.image_size == 8 and study.config.search.seed == 5
+    assert Path("studies/fbsearch.db").exists()
+    model = study.train(seeds=1, progress=False)
+    assert model.training is not None and model.training.scored_on == "validation"
+    assert set(model.predict(tree)) <= {"cat", "d\u00f6g"} and len(model.predict(tree)) == 12
+    assert fbsearch.load_model("reports/tree/rank-1/seed-5").predict(tree).tolist() == model.predict(tree).tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "reason"),
+    [
+        ({"data": "nowhere"}, ConfigError, "nowhere: there is no such folder.* known are digits, mnist"),
+        ({"data": "nowhere.npz"}, DataError, "there is no file .*nowhere.npz"),
+        ({"trials": 0}, ConfigError, "trials: 0 is too few"),
+        ({"name": ""}, ConfigError, "name: has 0 characters"),
+        ({"seed": -1}, ConfigError, "seed"),
+        ({"test": ([], [])}, ConfigError, "only beside arrays"),
+        ({"study": SMALL}, ConfigError, "which the first argument names"),
+        ({"data": (np.zeros((3, 8, 8)), [1, 2])}, DataError, r"images have the shape \(3, 8, 8\) and labels \(2,\)"),
+        ({"data": (np.zeros((3, 8)), [1, 2, 3])}, DataError, "images: has the shape"),
+        ({"data": (np.zeros((3, 8, 8)), [1, 2, 3])}, DataError, "class '1' has 1 training image"),
+        ({"device": "tpu"}, FbsearchError, "--device tpu"),
+        ({"storage": "mysql://host/name"}, StorageError, "mysql"),
+    ],
+)
+def test_search_refuses_what_it_cannot_use(
+    arguments: dict[str, object], error: type[Exception], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=reason) as caught:
+        fbsearch.search(**{"trials": 1, "progress": False} | arguments)  # type: ignore[arg-type]
+    notes = getattr(caught.value, "__notes__", [])
+    assert bool(notes) == ("--" in str(caught.value))
+    assert not Path("studies/fbsearch.db").exists()
+
+
+def test_names_of_data_sets_and_study_files_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fbsearch.api.sources import make_config
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text("name: mine\ntrain: {epochs: 2}\n")
+
+    def made(data: object, **options: object) -> StudyConfig:
+        empty = {"study": None, "test": None, "image_size": None, "name": None, "seed": None, "url": "sqlite:///a/b.db"}
+        return make_config(data, **empty | options)  # type: ignore[arg-type]
+
+    assert made(None) == StudyConfig() == made("digits") == made(StudyConfig())
+    assert made("my.yaml") == load_study_file(Path("my.yaml"))
+    assert made("cifar10", study="my.yaml").data.name == made("cifar10").name == "cifar10"
+    assert made("my.yaml", name="other", image_size=4, seed=3).model_dump(include={"name", "search", "data"})
+    arrays = (np.zeros((4, 8, 8), dtype=np.uint8), ["a", "a", "b", "b"])
+    first = made(arrays)
+    assert first.data.root == f"a/{first.name}.npz" and Path(first.data.root).exists()
+    assert made(f"{first.data.root}").name == first.name
