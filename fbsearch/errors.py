@@ -4,6 +4,7 @@
     ├── ConfigError                a study file, an export or a model's arguments cannot be used
     ├── DataError                  a data set is absent, empty or broken
     ├── DeviceError                the requested device is absent
+    │   └── DeviceLostError        this process can no longer use its GPU, and must end
     ├── StorageError               the database cannot be opened, read or written
     ├── SearchError                a search cannot go on (the same bug in one trial after another)
     └── TrialError                 one trial cannot go on; has a `kind`, never stops the search
@@ -43,6 +44,10 @@ class DataError(FbsearchError):
 
 class DeviceError(FbsearchError):
     """The requested device is absent."""
+
+
+class DeviceLostError(DeviceError):
+    """This process can no longer use its GPU, and must end; another process can."""
 
 
 class StorageError(FbsearchError):

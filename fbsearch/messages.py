@@ -199,6 +199,13 @@ class CannotStart(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Ending(Event):
+    """The worker ends, since it can no longer use its device; its executor sends WorkerDied with this message."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerDied(Event):
     """The worker is gone (crash, SIGKILL, out of memory). A new one is started.
 

@@ -1,10 +1,19 @@
-"""Choice of device and dtype, the memory in use, and recognising out-of-memory errors."""
+"""Choice of device, kernels and dtype, the memory in use, and what an error says about memory and device."""
 
 import psutil
 import torch
 
 from fbsearch.config.models import Precision
-from fbsearch.errors import DeviceError
+from fbsearch.errors import DeviceError, DeviceLostError
+
+# What errors say that are of no type of their own: of the CPU's allocator, and of CUDA and its libraries, which take
+# memory outside torch's allocator.
+OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -25,7 +34,11 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the dtype of matrix products and convolutions; `auto` is bfloat16 where the hardware multiplies it."""
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else torch.cpu._is_amx_tile_supported()
+        )
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -38,5 +51,25 @@ def memory_mib(device: torch.device) -> float:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return true if an error means that device or machine had no memory left; on the CPU only its text tells."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Return true if an error means that device or machine had no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+
+
+def check_gpu(cause: Exception) -> None:
+    """Raise DeviceLostError if `cause` has ended this process's use of its GPU, as a device-side assertion does.
+
+    Every later CUDA call of the process would fail. Kernels run after their launch has returned: this waits for them.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise DeviceLostError(f"the GPU can no longer be used by this process after {describe_error(cause)}") from error
+
+
+def describe_error(error: BaseException) -> str:
+    """Return type and first line of an error: CUDA's go on with advice."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

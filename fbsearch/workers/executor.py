@@ -11,7 +11,7 @@ from typing import Protocol
 
 from fbsearch.config.models import TrialConfig
 from fbsearch.errors import DeviceError
-from fbsearch.messages import CannotStart, Event, Ready, WorkerLost
+from fbsearch.messages import CannotStart, Ending, Event, Ready, WorkerLost
 
 # A worker is given up that dies this many times in a row before it is ready.
 MAX_STARTS = 3
@@ -27,10 +27,10 @@ class Slot:
     reason: str = ""  # of the worker's end, where it is known better than from its exit
 
     def note(self, event: Event) -> Event:
-        """Note whether the worker has started; return the event."""
+        """Note whether the worker has started, and why it ends; return the event."""
         if isinstance(event, Ready):
             self.num_starts = 0
-        elif isinstance(event, CannotStart):
+        elif isinstance(event, (CannotStart, Ending)):
             self.reason = event.message
         return event
 

@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from fbsearch.config.models import DataConfig, TrialConfig
-from fbsearch.errors import DeviceError
+from fbsearch.errors import DeviceError, DeviceLostError
 from fbsearch.messages import Event, Failed, Finished, Stopped, WorkerDied
 from fbsearch.workers.executor import MAX_STARTS, Executor, Slot, devices_for, lost, num_cpus
 
@@ -151,7 +151,10 @@ def _serve(connection: Connection, number: int, data: DataConfig, device: str, n
     _end_with_parent()
     from fbsearch.workers.worker import serve
 
-    serve(connection, number, data, device, num_threads)
+    try:
+        serve(connection, number, data, device, num_threads)
+    except DeviceLostError:  # Ending says so; what CUDA does at an ordinary exit could hang
+        os._exit(1)
 
 
 def _end_with_parent() -> None:

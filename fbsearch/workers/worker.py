@@ -1,13 +1,15 @@
 """Train one TrialConfig after another, and report each trial as a stream of events.
 
 A worker runs many trials: it sets up the device and loads the data once. It never waits for an answer; before every
-step it checks for a request to stop. The same `Worker` runs in a process or in the coordinator (`--workers 0`).
+step it checks for a request to stop. The same `Worker` runs in a process or in the coordinator (`--workers 0`). Where a
+trial leaves its GPU unusable for the process, the worker ends before it is given another one.
 """
 
 import gc
 import importlib
 import importlib.metadata
 import platform
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -17,9 +19,10 @@ import torch
 
 from fbsearch.config.models import DataConfig, LimitsConfig, TrialConfig
 from fbsearch.data.dataset import VALIDATION_BATCH, load_dataset
-from fbsearch.errors import FbsearchError, TrialError
+from fbsearch.errors import DeviceLostError, FbsearchError, TrialError
 from fbsearch.messages import (
     CannotStart,
+    Ending,
     Epoch,
     Event,
     Execution,
@@ -32,7 +35,13 @@ from fbsearch.messages import (
     Stopped,
 )
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.devices import choose_device, choose_dtype, is_out_of_memory
+from fbsearch.training.devices import (
+    check_gpu,
+    choose_device,
+    choose_dtype,
+    describe_error,
+    is_out_of_memory,
+)
 from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.requirements import estimate_memory, measure_cost
 from fbsearch.training.step import describe_execution
@@ -73,44 +82,51 @@ class Worker:
         """Yield the events of one trial, from Started to Finished, Stopped or Failed.
 
         `stop_requested` is called before every training step; if it is true the trial ends with Stopped. Closing the
-        generator ends the trial between two epochs, without an event.
+        generator ends the trial between two epochs, without an event. Raise DeviceLostError, and give no event, where
+        the process can no longer use its GPU.
         """
         try:
-            torch.manual_seed(config.seed)
-            yield (started := self._gate(trial, config))
-            check_limits(started, config.limits)
-            model = FractalBrainNet.for_images(config.model, self.data.info.shape)
-            history = []
-            executions: list[Execution] = []
-            with curves(config, trial=trial) as write_curves:
-                for stats in train(
-                    model.to(self.device),
-                    config,
-                    self.data,
-                    stop_requested=stop_requested,
-                    on_execution=executions.append,
-                ):
-                    history.append(stats)
-                    write_curves(stats)
-                    execution = executions.pop() if executions else None
-                    if execution is not None and execution.reason:
-                        yield Notice(self.number, f"trial {trial}: {describe_execution(execution)}")
-                    yield Epoch(self.number, trial, stats, execution)
-            if stop_requested():
-                yield Stopped(self.number, trial)
-            else:
-                attention = take_attention(model, self.data)
-                yield Finished(self.number, trial, final_accuracy(history, config.train), attention)
+            yield from self._train(trial, config, stop_requested)
+        except DeviceLostError:
+            raise
         except TrialError as error:
             yield Failed(self.number, trial, error.kind, str(error))
         except FbsearchError as error:
             yield Failed(self.number, trial, FailureKind.INVALID_CONFIGURATION, str(error))
         except Exception as error:  # a bug fails the trial, with its traceback; the worker goes on
+            check_gpu(error)
             kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.ERROR
-            message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            yield Failed(self.number, trial, kind, message, traceback.format_exc())
+            yield Failed(self.number, trial, kind, describe_error(error), traceback.format_exc())
         finally:
-            self._free()
+            # The frame of `_train`, which held the network, is gone. After DeviceLostError no CUDA call succeeds.
+            if not isinstance(sys.exception(), DeviceLostError):
+                self._free()
+
+    def _train(
+        self, trial: int, config: TrialConfig, stop_requested: Callable[[], bool]
+    ) -> Generator[Event, None, None]:
+        """Yield the events of a trial that no error ends."""
+        torch.manual_seed(config.seed)
+        yield (started := self._gate(trial, config))
+        check_limits(started, config.limits)
+        model = FractalBrainNet.for_images(config.model, self.data.info.shape)
+        history = []
+        executions: list[Execution] = []
+        with curves(config, trial=trial) as write_curves:
+            for stats in train(
+                model.to(self.device), config, self.data, stop_requested=stop_requested, on_execution=executions.append
+            ):
+                history.append(stats)
+                write_curves(stats)
+                execution = executions.pop() if executions else None
+                if execution is not None and execution.reason:
+                    yield Notice(self.number, f"trial {trial}: {describe_execution(execution)}")
+                yield Epoch(self.number, trial, stats, execution)
+        if stop_requested():
+            yield Stopped(self.number, trial)
+        else:
+            attention = take_attention(model, self.data)
+            yield Finished(self.number, trial, final_accuracy(history, config.train), attention)
 
     def _gate(self, trial: int, config: TrialConfig) -> Started:
         """Measure the cost of a configuration. Memory takes 0.2 to 0.5 s: it is measured only if it is limited."""
@@ -148,18 +164,31 @@ def _device_name(device: torch.device) -> str:
 
 
 def serve(connection: Connection, number: int, data: DataConfig, device: str, num_threads: int) -> None:
-    """Run a worker until the process is killed: read (trial, TrialConfig), or None to stop the trial; send events."""
+    """Run a worker until the process is killed: read (trial, TrialConfig), or None to stop the trial; send events.
+
+    Raise DeviceLostError, after Ending was sent, where the process must end: it can no longer use its GPU.
+    """
     torch.set_num_threads(num_threads)
     try:
         worker = Worker(number, data, device=device, say=connection.send)
     except FbsearchError as error:
         connection.send(CannotStart(number, str(error)))
         return
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        text = f"--device {device}: no memory is left for this worker ({describe_error(error)}); start fewer workers"
+        connection.send(CannotStart(number, text))
+        return
     connection.send(worker.ready)
-    while True:
-        message = connection.recv()
-        if message is not None:  # None: "stop" for a trial that had just ended
-            _serve_trial(connection, worker, *message)
+    try:
+        while True:
+            message = connection.recv()
+            if message is not None:  # None: "stop" for a trial that had just ended
+                _serve_trial(connection, worker, *message)
+    except DeviceLostError as error:
+        connection.send(Ending(number, str(error)))
+        raise
 
 
 def _serve_trial(connection: Connection, worker: Worker, trial: int, config: TrialConfig) -> None:
