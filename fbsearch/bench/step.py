@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fbsearch.bench.networks import NUM_CLASSES, Net
 from fbsearch.config.models import TrainConfig
-from fbsearch.training.cuda_graph import capture
+from fbsearch.training.cuda_graph import capture, capture_stream
 from fbsearch.training.optimizers import make_optimizer
 from fbsearch.training.step import autocast_forward, train_batch
 
@@ -59,11 +59,11 @@ class Subject:
             self._launch(phase)
             return
         if phase not in self._graphs:
-            self._graphs[phase] = capture(
-                partial(self._launch, phase),
-                device=self.x_BCHW.device,
-                between=partial(self.optimizer.zero_grad, set_to_none=True),
-            )
+            device = self.x_BCHW.device
+            with capture_stream(device):
+                self._launch(phase)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._graphs[phase] = capture(partial(self._launch, phase), device=device)
         self._graphs[phase].replay()
 
     def _launch(self, phase: str) -> None:

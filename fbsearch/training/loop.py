@@ -86,7 +86,8 @@ def train(
             run.
         save_state: Called with every epoch and the state after it, before the epoch is yielded. The state's tensors
             are the live ones: write or copy them before returning.
-        on_execution: On a GPU, called before the first epoch is yielded with how the steps are computed.
+        on_execution: On a GPU, called before the first epoch is yielded with how the steps are computed, and again
+            before a later epoch where that has changed, since a capture has failed.
         team: The processes that train this model together. Each calls this with the same arguments, takes its part of
             every batch, and gets the same epochs. `batch_size` counts the images of all processes. Batches and
             augmentation are those of a single process; each process draws its own dropout and drop-path.
@@ -99,15 +100,16 @@ def train(
     )  # fmt: skip
     if resume_from is not None:
         run.restore(resume_from)
-    first = run.epoch + 1
+    said: Execution | None = None
     try:
         while not run.is_over():
             try:
                 stats = run.next_epoch()
             except _Stopped:
                 return
-            if stats.epoch == first and run.device.type == "cuda":
-                on_execution(run.step.execution)
+            if run.device.type == "cuda" and run.step.execution != said:
+                said = run.step.execution
+                on_execution(said)
             if save_state is not None:
                 save_state(stats, run.state())
             yield stats
@@ -204,9 +206,7 @@ class _Run:
 
     def close(self) -> None:
         """Free the device memory that only the run needs."""
-        if self.evaluation is not None:
-            self.evaluation.close()
-            self.evaluation = None
+        self._end_evaluation()
         self.step.close()
 
     def state(self) -> TrainState:
@@ -309,23 +309,34 @@ class _Run:
         """Return loss and accuracy on the validation split, as a CUDA graph if the steps are one."""
         split = self.data.val
         # A reason means that the capture of validation has failed before.
-        if isinstance(self.step, GraphStep) and self.step.execution == Execution("graph") and self.evaluation is None:
+        if isinstance(self.step, GraphStep) and self.step.execution == Execution("graph"):
             try:
-                self.evaluation = GraphEvaluation(
-                    self.model,
-                    split.images_NCHW,
-                    normalise=self.data.normalise,
-                    dtype=self.step.dtype,
-                    batch_size=VALIDATION_BATCH,
-                    pool=self.step.pool(),
-                )
+                return self._validate_in_graph(self.step)
             except CaptureError as error:
+                self._end_evaluation()
                 self.step.execution = Execution("graph", f"training steps only, of validation: {error}")
-        if self.evaluation is None:
-            loss, accuracy = evaluate(self.model, self.data, split, dtype=self.step.dtype, team=self.team)
-        else:
-            loss, accuracy = mean_figures(self.evaluation(split.images_NCHW, split.labels_N), split)
+        loss, accuracy = evaluate(self.model, self.data, split, dtype=self.step.dtype, team=self.team)
         return _check_finite(loss, "validation"), accuracy
+
+    def _validate_in_graph(self, step: GraphStep) -> tuple[float, float]:
+        split = self.data.val
+        if self.evaluation is None:
+            self.evaluation = GraphEvaluation(
+                self.model,
+                split.images_NCHW,
+                normalise=self.data.normalise,
+                dtype=step.dtype,
+                batch_size=VALIDATION_BATCH,
+                device=self.device,
+                pool=step.pool,
+            )
+        loss, accuracy = mean_figures(self.evaluation(split.images_NCHW, split.labels_N), split)
+        return _check_finite(loss, "validation"), accuracy
+
+    def _end_evaluation(self) -> None:
+        if self.evaluation is not None:
+            self.evaluation.close()
+            self.evaluation = None
 
 
 def _read_budget(state: TrainState) -> SecondsBudget | None:

@@ -1,4 +1,4 @@
-"""One training step and one pass of validation: kernel by kernel, or on a GPU as one captured CUDA graph.
+"""One training step and one pass of validation: kernel by kernel, or on a GPU as captured CUDA graphs.
 
 Both ways compute the same.
 
@@ -16,11 +16,13 @@ from torch import nn
 
 from fbsearch.config.models import TrainConfig
 from fbsearch.messages import Execution
-from fbsearch.training.cuda_graph import CaptureError, capture, restore_afterwards
+from fbsearch.training.cuda_graph import CaptureError, capture, capture_stream
 from fbsearch.training.optimizers import DeviceRates
 
 # The label of images that only fill up a batch; the default `ignore_index` of cross_entropy.
 PADDING = -100
+# Batches of validation before its capture, which takes about as long as some of them (estimated, not measured).
+EAGER_BATCHES = 4
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
 
@@ -159,85 +161,109 @@ class TrainStep:
             self.rates.load()
 
 
-class GraphStep(TrainStep):
-    """The same step as one CUDA graph, captured at the first batch and replayed for every other batch of its size.
+@dataclass
+class _CapturedBatch:
+    """A graph and the batch that it reads."""
 
-    Batches of another size (the last of an epoch) run kernel by kernel. If the capture fails, all batches do, and
-    `execution` has the reason. The graph draws random numbers from the device's generator, which every replay
-    advances as the kernels would: same seed, same numbers, either way. The gradients lie in the graph's memory and
-    every replay overwrites them, so they need no reset.
+    graph: torch.cuda.CUDAGraph
+    images_BCHW: torch.Tensor
+    labels_B: torch.Tensor
+
+    def replay(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> None:
+        self.images_BCHW.copy_(images_BCHW)
+        self.labels_B.copy_(labels_B)
+        self.graph.replay()
+
+
+class GraphStep(TrainStep):
+    """The same step as CUDA graphs: one for the whole batches of an epoch, one for its last, smaller batch.
+
+    The first batch of a size is trained kernel by kernel, which makes what a capture needs; at the second the step is
+    captured, and from then on replayed. A size that comes once, as in a trial that is pruned after an epoch, costs no
+    capture. If a capture fails, all batches run kernel by kernel, and `execution` has the reason.
+
+    The graphs draw random numbers from the device's generator, which every replay advances as the kernels would: same
+    seed, same numbers, either way. The gradients lie in the graphs' memory and every replay overwrites them, so they
+    need no reset. The graphs share their memory: none of them runs beside another, or reads what another has left.
     """
 
-    _graph: torch.cuda.CUDAGraph | None = None
-    _images_BCHW: torch.Tensor
-    _labels_B: torch.Tensor
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._captured: dict[int, _CapturedBatch] = {}
+        self._seen_sizes: set[int] = set()
 
     def __call__(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, *, loss_scale: float = 1.0) -> None:
-        """Train on uint8 images and their labels; once the graph is captured, never wait for the device."""
+        """Train on uint8 images and their labels; never wait for the device, except to capture."""
         assert loss_scale == 1.0, "a captured step has its whole batch"
-        if self._graph is None and self.execution.mode == "graph":
+        size = len(labels_B)
+        if self.execution.mode == "graph" and size in self._seen_sizes and size not in self._captured:
             self._capture(images_BCHW, labels_B)
-        if self._graph is None or images_BCHW.shape != self._images_BCHW.shape:
+        if self.execution.mode == "eager":
             super().__call__(images_BCHW, labels_B)
             return
         self._load_rates()
-        self._images_BCHW.copy_(images_BCHW)
-        self._labels_B.copy_(labels_B)
-        self._graph.replay()
+        if size in self._captured:
+            self._captured[size].replay(images_BCHW, labels_B)
+        else:
+            with capture_stream(self.device):
+                self.compute(images_BCHW, labels_B)
+            self._seen_sizes.add(size)
         self._advance()
 
     def pool(self) -> Any:
-        """Return the graph's memory pool, for a graph that never runs at the same time; None without a graph."""
-        return None if self._graph is None else self._graph.pool()
+        """Return the graphs' memory pool, for a graph that never runs at the same time; None without a graph."""
+        return next((captured.graph.pool() for captured in self._captured.values()), None)
 
     def close(self) -> None:
-        """Return the graph and its memory to torch's allocator."""
+        """Return the graphs and their memory to torch's allocator."""
         super().close()
-        if self._graph is not None:
-            torch.cuda.synchronize(self.device)
-            self._graph.reset()
-            self._graph = None
-            del self._images_BCHW, self._labels_B
+        self._drop_graphs()
         self.execution = Execution("eager", "the run has ended")
 
     def _capture(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> None:
-        self._images_BCHW, self._labels_B = images_BCHW.clone(), labels_B.clone()
-        self._load_rates()
-        totals = [self.totals.loss, self.totals.num_correct]
+        images_BCHW, labels_B = images_BCHW.clone(), labels_B.clone()
+        self.optimizer.zero_grad(set_to_none=True)  # the backward pass of the graph allocates its own
         try:
-            with restore_afterwards(self.model, self.optimizer, self.device, also=totals):
-                self._graph = capture(
-                    lambda: self.compute(self._images_BCHW, self._labels_B),
-                    device=self.device,
-                    between=lambda: self.optimizer.zero_grad(set_to_none=True),
-                )
+            graph = capture(lambda: self.compute(images_BCHW, labels_B), device=self.device, pool=self.pool())
         except CaptureError as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._drop_graphs()
             self.execution = Execution("eager", str(error))
+            return
+        self._captured[len(labels_B)] = _CapturedBatch(graph, images_BCHW, labels_B)
+
+    def _drop_graphs(self) -> None:
+        if self._captured:
+            torch.cuda.synchronize(self.device)
+        for captured in self._captured.values():
+            captured.graph.reset()
+        self._captured.clear()
 
 
 class GraphEvaluation:
     """A pass over a split in eval mode with one CUDA graph for its batches; the last batch is filled up with PADDING.
 
-    Raise CaptureError if the batch cannot be captured; the model's weights are unchanged then.
+    The first EAGER_BATCHES run kernel by kernel, so that a trial that is pruned early costs no capture.
     """
 
     def __init__(
         self, model: nn.Module, images_NCHW: torch.Tensor, *, normalise: Normalise, dtype: torch.dtype, batch_size: int,
-        pool: Any,
+        device: torch.device, pool: Callable[[], Any],
     ) -> None:  # fmt: skip
-        self._model, self._normalise, self._dtype = model.eval(), normalise, dtype
-        self._device = images_NCHW.device
-        self._totals = Totals.on(self._device)
-        self._images_BCHW = images_NCHW[:batch_size].clone()
-        self._labels_B = torch.full((len(self._images_BCHW),), PADDING, device=self._device)
-        self._graph = capture(self._compute, device=self._device, pool=pool)
-
-    @torch.inference_mode()
-    def _compute(self) -> None:
-        add_evaluation(self._totals, self._model, self._normalise(self._images_BCHW), self._labels_B, dtype=self._dtype)
+        """`pool` is called before the capture and returns the memory pool of graphs that never run beside this one."""
+        self._model, self._normalise, self._dtype = model, normalise, dtype
+        self._device, self._pool = device, pool
+        self._totals = Totals.on(device)
+        self._images_BCHW = images_NCHW[:batch_size].to(device, copy=True)
+        self._labels_B = torch.full((len(self._images_BCHW),), PADDING, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._num_eager = 0
 
     def __call__(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> Totals:
-        """Return the totals over a split whose images have the shape of those at the start."""
+        """Return the totals over a split whose images have the shape of those at the start.
+
+        Raise CaptureError if the batch cannot be captured; the model's weights are unchanged then.
+        """
         self._model.eval()
         self._totals.reset()
         size = len(self._labels_B)
@@ -245,13 +271,29 @@ class GraphEvaluation:
             self._images_BCHW[: len(images_BCHW)].copy_(images_BCHW)
             self._labels_B[: len(labels_B)].copy_(labels_B)
             self._labels_B[len(labels_B) :].fill_(PADDING)
-            self._graph.replay()
+            self._run()
         return self._totals
 
     def close(self) -> None:
         """Return the graph and its memory to torch's allocator."""
-        torch.cuda.synchronize(self._device)
-        self._graph.reset()
+        if self._graph is not None:
+            torch.cuda.synchronize(self._device)
+            self._graph.reset()
+            self._graph = None
+
+    def _run(self) -> None:
+        if self._graph is None and self._num_eager < EAGER_BATCHES:
+            with capture_stream(self._device):
+                self._compute()
+            self._num_eager += 1
+            return
+        if self._graph is None:
+            self._graph = capture(self._compute, device=self._device, pool=self._pool())
+        self._graph.replay()
+
+    @torch.inference_mode()
+    def _compute(self) -> None:
+        add_evaluation(self._totals, self._model, self._normalise(self._images_BCHW), self._labels_B, dtype=self._dtype)
 
 
 def add_evaluation(
