@@ -37,7 +37,7 @@ from fbsearch.bench.networks import (
 )
 from fbsearch.bench.step import Subject
 from fbsearch.errors import ConfigError
-from fbsearch.training.devices import choose_device
+from fbsearch.training.devices import choose_device, prepare_device
 
 PHASES = ("training", "inference")
 NAMES = ("net", "precision", "implementation")
@@ -78,6 +78,7 @@ def bench_model(
     ]
     precisions = choose_names(precisions, DTYPES, flag="--precision")
     chosen = choose_device(device)
+    prepare_device(chosen)  # the kernels of the trainer
     others = load_implementations(against)
     device_name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
     conditions = machine(num_threads=num_threads, device=device_name)

@@ -27,7 +27,7 @@ from fbsearch.errors import ConfigError, TrialError
 from fbsearch.files import file_name, write_whole
 from fbsearch.messages import FailureKind
 from fbsearch.training.budget import training_clock
-from fbsearch.training.devices import choose_device, choose_dtype, is_out_of_memory
+from fbsearch.training.devices import choose_device, choose_dtype, is_out_of_memory, prepare_device
 from fbsearch.training.evaluation import evaluate
 from fbsearch.training.loop import train
 from fbsearch.winners.records import read_record, to_json
@@ -67,6 +67,7 @@ def bench_race(study_file: Path, options: RaceOptions, *, say: Callable[[str], N
     study = load_study_file(study_file)
     folder = Path("reports", "race", file_name(study.name)) if options.output is None else options.output
     device = choose_device(options.device)
+    prepare_device(device)
     with lock_folder(folder), torch_threads(options.num_threads):
         check_files(folder)
         data = load_dataset(study.data, device=device, with_test=False, on_progress=say)

@@ -31,6 +31,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def prepare_device(device: torch.device) -> None:
+    """Choose this process's kernels on a GPU: such as repeat their numbers and need no time for each new shape.
+
+    cuDNN's attention, which torch prefers on Hopper in bfloat16, makes a plan for each new shape (tens of
+    milliseconds), keeps all of them, and its backward pass is not deterministic. On a CPU there is nothing to choose.
+    """
+    if device.type != "cuda":
+        return
+    if device.index is not None:  # else each process would hold some memory of the first GPU, too
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the dtype of matrix products and convolutions; `auto` is bfloat16 where the hardware multiplies it."""
     if precision == "auto":

@@ -75,10 +75,11 @@ def train(
 
     `model` maps [B, C, H, W] to [B, K] logits and lies on the data's device; it is trained in place, and with
     `keep_best` holds the best epoch's weights when the generator ends. Batches, augmentation, dropout and drop-path
-    are drawn from `config.seed`: same seed, same device, same number of steps, same numbers. A budget of seconds gives
-    more or fewer steps each time, also after `resume_from`: every part gets an equal share of the seconds that are
-    left, and the schedule is stretched to it. An empty validation split is allowed without `keep_best` and
-    `early_stopping`; its loss and accuracy are NaN.
+    are drawn from `config.seed`: same seed, same device, same number of steps, same numbers. On CUDA that holds after
+    `prepare_device`, and up to rounding: the backward pass of attention over many positions adds up in no fixed order.
+    A budget of seconds gives more or fewer steps each time, also after `resume_from`: every part gets an equal share
+    of the seconds that are left, and the schedule is stretched to it. An empty validation split is allowed without
+    `keep_best` and `early_stopping`; its loss and accuracy are NaN.
 
     Args:
         stop_requested: Called before every step; when it returns true the generator ends, even within an epoch.

@@ -19,7 +19,7 @@ from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.errors import ConfigError, DataError, StorageError
 from fbsearch.files import write_whole
 from fbsearch.messages import EpochStats
-from fbsearch.training.devices import choose_device, is_out_of_memory
+from fbsearch.training.devices import choose_device, is_out_of_memory, prepare_device
 from fbsearch.training.distributed import Team
 from fbsearch.training.loop import TrainState, train
 from fbsearch.winners.checkpoint import check_weights, load_state, save_state
@@ -36,9 +36,7 @@ class Loader:
 
     def __init__(self, device: str, *, say: Callable[[str], None]) -> None:
         self.device = choose_device(device)
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = False
-            torch.backends.cudnn.deterministic = True
+        prepare_device(self.device)
         self._say = say
         self._newest: tuple[DataConfig, Dataset] | None = None
 

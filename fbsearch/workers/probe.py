@@ -12,6 +12,7 @@ from fbsearch.config.study_file import StudyConfig
 from fbsearch.data.dataset import load_dataset
 from fbsearch.messages import ImageShape
 from fbsearch.network.model import FractalBrainNet
+from fbsearch.training.devices import prepare_device
 from fbsearch.training.loop import train
 from fbsearch.training.requirements import measure_cost
 
@@ -32,6 +33,7 @@ def heaviest_trial(config: StudyConfig, shape: ImageShape) -> TrialConfig:
 
 def measure_memory(config: StudyConfig, device: torch.device) -> dict[str, float]:
     """Return MiB: `free_mib` before anything is loaded, `worker_mib` of a worker during the heaviest trial."""
+    prepare_device(device)
     free_mib = torch.cuda.mem_get_info(device)[0] / 2**20
     data = load_dataset(config.data, device=device, with_test=False)
     trial = heaviest_trial(config, data.info.shape)

@@ -41,6 +41,7 @@ from fbsearch.training.devices import (
     choose_dtype,
     describe_error,
     is_out_of_memory,
+    prepare_device,
 )
 from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.requirements import estimate_memory, measure_cost
@@ -61,9 +62,7 @@ class Worker:
         importlib.import_module("torch._dynamo")
         self.number = number
         self.device = choose_device(device)
-        # The same seed gives the same numbers; with these networks the deterministic kernels are not slower.
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        prepare_device(self.device)
         self.data = load_dataset(
             data, device=self.device, with_test=False, on_progress=lambda text: say(Notice(number, text))
         )

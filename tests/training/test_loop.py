@@ -11,7 +11,7 @@ from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.errors import DeviceError, TrialError
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.devices import choose_device, choose_dtype
+from fbsearch.training.devices import choose_device, choose_dtype, prepare_device
 from fbsearch.training.evaluation import evaluate
 from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.optimizers import make_optimizer, make_scheduler
@@ -188,6 +188,7 @@ def test_choose_dtype_follows_the_configuration() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_train_on_a_gpu_repeats_itself() -> None:
+    prepare_device(torch.device("cuda"))
     data = load_dataset(DATA, device="cuda")
 
     def once() -> list[tuple[float, ...]]:
@@ -195,4 +196,21 @@ def test_train_on_a_gpu_repeats_itself() -> None:
         model = FractalBrainNet(make_config().model, num_classes=10, in_channels=1).cuda()
         return without_times(list(train(model, make_config(), data)))
 
+    # 8x8 images: attention has too few positions to add up in another order.
     assert once() == once()
+
+
+def test_prepare_device_takes_kernels_that_repeat_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps these settings without a GPU, too; choosing one is the only part that needs it."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        prepare_device(torch.device("cpu"))
+        assert not chosen and not torch.backends.cudnn.deterministic
+        prepare_device(torch.device("cuda", 1))
+        assert chosen == [torch.device("cuda", 1)] and torch.backends.cudnn.deterministic
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

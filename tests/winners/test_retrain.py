@@ -30,6 +30,7 @@ from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.files import file_name
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
+from fbsearch.training.devices import prepare_device
 from fbsearch.training.evaluation import evaluate
 from fbsearch.training.loop import TrainState, train
 from fbsearch.winners.checkpoint import load_model
@@ -143,7 +144,7 @@ def test_train_resumed_on_a_gpu_gives_the_same_numbers() -> None:
     model = MODEL.model_copy(update={"drop_path": "mixed", "fractal_levels": (2,)})
     config = TrialConfig(data=DATA, model=model, train=TrainConfig(epochs=4, batch_size=32))
     data = load_dataset(DATA, device="cuda")
-    torch.backends.cudnn.deterministic = True
+    prepare_device(torch.device("cuda"))
     states: list[bytes] = []
     history = list(train(build(model).cuda(), config, data, save_state=lambda _, state: states.append(saved(state))))
     rest = list(train(build(model).cuda(), config, data, resume_from=resumed(states[1])))
