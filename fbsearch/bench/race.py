@@ -91,7 +91,7 @@ class _Track:
         self, study: StudyConfig, data: Dataset, entrants: list[Entrant], folder: Path, options: RaceOptions
     ) -> None:
         self.study, self.data, self.options, self.path = study, data, options, folder / RACE_NAME
-        self.device = data.train.images_NCHW.device
+        self.device = data.device
         self.entrants = {(entrant.name, entrant.trained): entrant for entrant in entrants}
         self.failures: dict[str, str] = {}
         self.rows = [self._describe(entrant) for entrant in entrants]

@@ -1,11 +1,11 @@
-"""Loading of data sets to uint8 tensors on a device, split once, and drawing batches from them.
+"""Loading of data sets to uint8 tensors, split once, and drawing batches from them.
 
 The validation split decides between trials; the test split is used once, at the end.
 
 Shapes: N images of a split, B images of a batch, M selected rows, C channels, H height, W width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fbsearch.config.models import DataConfig
 from fbsearch.data.image_cache import ProgressCallback
+from fbsearch.data.placement import choose_place
 from fbsearch.data.sources import HostDataset, HostSplit, read_dataset, split_validation
 from fbsearch.messages import DatasetInfo
 
@@ -27,7 +28,10 @@ STATISTICS_VALUES = 2**18
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images as stored, uint8 in channels_last memory, and their labels, int64; both on the device."""
+    """Images as stored, uint8 in channels_last memory, and their labels, int64.
+
+    Labels lie on the data set's device, and so do images unless they do not fit there: then on the CPU.
+    """
 
     images_NCHW: Tensor
     labels_N: Tensor
@@ -35,7 +39,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set on a device; `mean_C` and `std_C` (float32, of values in [0, 1]) are those of the training split."""
+    """A data set for training on a device.
+
+    `mean_C` and `std_C` (float32, of values in [0, 1]) are those of the training split; they lie on the device.
+    """
 
     info: DatasetInfo
     train: Split
@@ -43,6 +50,11 @@ class Dataset:
     test: Split | None
     mean_C: Tensor
     std_C: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """The device that batches are trained on; whole splits of images may lie on the CPU."""
+        return self.mean_C.device
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Return images normalised by the training split; a channel that is constant there is only centred."""
@@ -65,7 +77,7 @@ def load_dataset(
     with_test: bool = True,
     on_progress: ProgressCallback | None = None,
 ) -> Dataset:
-    """Read a data set, split it and move it to `device`.
+    """Read a data set, split it and move it to `device`; images that do not fit there stay in the machine's memory.
 
     `limit` picks from the training images, then the validation split is taken from the rest; both are stratified, drawn
     from `config.seed` and the same on every machine. `digits` has no official test split: 360 fixed images serve as
@@ -73,18 +85,20 @@ def load_dataset(
 
     Args:
         with_test: False leaves `test` None and, for a folder, undecoded; `info.num_test` counts it all the same.
-        on_progress: Called with one-line texts while images are decoded or downloaded.
+        on_progress: Called with one-line texts while images are decoded or downloaded, and where they do not fit on
+            the device.
 
     `digits` and `folder` need no network and no torchvision. torchvision's data sets are downloaded to `config.root`
     if absent (with its progress bar, on stderr) and checked against its MD5 sums; CIFAR's files are pickles, which
     torchvision reads after that check. Images of all sources are resized to `image_size` if that differs.
 
-    Raise DataError, with path, key and way out, for data that are absent, broken or too few. Write to the cache
-    (`folder`) and to `root` (torchvision's).
+    Raise DataError, with path, key and way out, for data that are absent, broken, too few, or too large for the
+    machine's memory. Write to the cache (`folder`) and to `root` (torchvision's).
     """
-    source = read_dataset(config, with_test=with_test, notice=on_progress or (lambda _text: None))
-    test = source.test if with_test else None
-    return _move(replace(split_validation(source, config), test=test), image_size=config.image_size, device=device)
+    say = on_progress or (lambda _text: None)
+    source = read_dataset(config, with_test=with_test, notice=say)
+    source = replace(split_validation(source, config), test=source.test if with_test else None)
+    return _move(source, image_size=config.image_size, device=torch.device(device), say=say)
 
 
 def count_batches(num_images: int, *, batch_size: int) -> int:
@@ -97,23 +111,33 @@ def batches(split: Split, *, batch_size: int, generator: torch.Generator) -> Ite
 
     A last batch of at most half the size is left out: its BatchNorm statistics would be poor, and each of its images
     would weigh at least twice as much as the others. The next epoch leaves out other images. The order depends on the
-    generator's device and not on the split's.
+    generator's device and not on the split's. Images that lie on the CPU beside a GPU are yielded in pinned memory,
+    from which a copy to the GPU need not be waited for.
     """
     num_images = len(split.labels_N)
-    order_N = torch.randperm(num_images, generator=generator, device=generator.device).to(split.labels_N.device)
+    order_N = torch.randperm(num_images, generator=generator, device=generator.device)
+    rows_N, label_rows_N = order_N.to(split.images_NCHW.device), order_N.to(split.labels_N.device)
+    is_pinned = split.labels_N.is_cuda and not split.images_NCHW.is_cuda
     images_NHWC = split.images_NCHW.permute(0, 2, 3, 1)  # contiguous: rows are copied whole, ten times as fast
     for start in range(0, count_batches(num_images, batch_size=batch_size) * batch_size, batch_size):
-        rows_B = order_N[start : start + batch_size]
-        yield images_NHWC.index_select(0, rows_B).permute(0, 3, 1, 2), split.labels_N.index_select(0, rows_B)
+        rows_B = rows_N[start : start + batch_size]
+        size = (len(rows_B), *images_NHWC.shape[1:])
+        images_BHWC = torch.empty(size, dtype=torch.uint8, device=rows_N.device, pin_memory=is_pinned)
+        torch.index_select(images_NHWC, 0, rows_B, out=images_BHWC)
+        labels_B = split.labels_N.index_select(0, label_rows_N[start : start + batch_size])
+        yield images_BHWC.permute(0, 3, 1, 2), labels_B
 
 
-def _move(source: HostDataset, *, image_size: int | None, device: torch.device | str) -> Dataset:
-    """Copy the splits to the device, resized if `image_size` differs, and compute the statistics."""
+def _move(source: HostDataset, *, image_size: int | None, device: torch.device, say: Callable[[str], None]) -> Dataset:
+    """Copy the splits to the place of the images, resized if `image_size` differs, and compute the statistics."""
     assert source.val is not None, "it was split"
     shape = source.train.images_NHWC.shape[1:]
     side = image_size or shape[0]
-    train = _to_device(source.train, side, device)
-    mean_C, std_C = _statistics(train.images_NCHW)
+    parts = [part for part in (source.train, source.val, source.test) if part is not None]
+    num_bytes = sum(len(part.rows_M) for part in parts) * side * side * shape[2]
+    place = choose_place(num_bytes, device, say=say)
+    train, val, *rest = [_copy(part, side, images_on=place, labels_on=device) for part in parts]
+    mean_C, std_C = (values_C.to(device) for values_C in _statistics(train.images_NCHW))
     info = DatasetInfo(
         num_classes=len(source.class_names),
         in_channels=shape[2],
@@ -125,22 +149,21 @@ def _move(source: HostDataset, *, image_size: int | None, device: torch.device |
         num_broken=len(source.broken),
         fingerprint=source.fingerprint,
     )
-    test = _to_device(source.test, side, device) if source.test else None
-    return Dataset(info, train, _to_device(source.val, side, device), test, mean_C, std_C)
+    return Dataset(info, train, val, rest[0] if rest else None, mean_C, std_C)
 
 
-def _to_device(part: HostSplit, side: int, device: torch.device | str) -> Split:
+def _copy(part: HostSplit, side: int, *, images_on: torch.device, labels_on: torch.device) -> Split:
     """Copy the selected rows in pieces, so that the host never holds a second copy of all."""
     _, height, width, channels = part.images_NHWC.shape
     num_images = len(part.rows_M)
-    images_NHWC = torch.empty((num_images, side, side, channels), dtype=torch.uint8, device=device)
+    images_NHWC = torch.empty((num_images, side, side, channels), dtype=torch.uint8, device=images_on)
     step = max(1, COPY_BYTES // (height * width * channels))
     for start in range(0, num_images, step):
         piece_NHWC = torch.from_numpy(np.asarray(part.images_NHWC[part.rows_M[start : start + step]]))
         if (height, width) != (side, side):
             piece_NHWC = resize(piece_NHWC, side)
         images_NHWC[start : start + step] = piece_NHWC
-    return Split(images_NHWC.permute(0, 3, 1, 2), torch.from_numpy(part.labels_M).to(device))
+    return Split(images_NHWC.permute(0, 3, 1, 2), torch.from_numpy(part.labels_M).to(labels_on))
 
 
 def resize(images_NHWC: Tensor, side: int) -> Tensor:

@@ -33,6 +33,7 @@ def evaluate(
         for images_BCHW, labels_B in zip(
             torch.split(images_NCHW, batch_size), torch.split(labels_N, batch_size), strict=True
         ):
+            images_BCHW = images_BCHW.to(labels_B.device)
             add_evaluation(totals, model, data.normalise(images_BCHW), labels_B, dtype=dtype)
     return mean_figures(Totals(team.sum(totals.loss), team.sum(totals.num_correct)), split)
 

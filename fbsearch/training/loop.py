@@ -73,7 +73,7 @@ def train(
 ) -> Iterator[EpochStats]:
     """Train `model` on the data's training split and validate it after every epoch, or every part of the budget.
 
-    `model` maps [B, C, H, W] to [B, K] logits and lies on the data's device; it is trained in place, and with
+    `model` maps [B, C, H, W] to [B, K] logits and lies on `data.device`; it is trained in place, and with
     `keep_best` holds the best epoch's weights when the generator ends. Batches, augmentation, dropout and drop-path
     are drawn from `config.seed`: same seed, same device, same number of steps, same numbers. On CUDA that holds after
     `prepare_device`, and up to rounding: the backward pass of attention over many positions adds up in no fixed order.
@@ -138,7 +138,7 @@ class _Run:
         assert len(data.val.labels_N) or not needs_validation, "the best epoch is found on the validation split"
         self.model, self.config, self.data = model, config, data
         self.stop_requested, self.team = stop_requested, team
-        self.device = data.train.images_NCHW.device
+        self.device = data.device
         self.epoch = self.best_epoch = 0
         self.best_accuracy = -1.0
         self.best_weights: dict[str, torch.Tensor] | None = None
@@ -184,7 +184,7 @@ class _Run:
         if train.budget is None:
             return train.epochs * count_batches(num_images, batch_size=train.batch_size)
         assert train.budget.flops is not None
-        one = forward_flops(self.model, self.data.normalise(self.data.train.images_NCHW[:1]))
+        one = forward_flops(self.model, self.data.normalise(self.data.train.images_NCHW[:1].to(self.device)))
         images_a_step = num_images / count_batches(num_images, batch_size=train.batch_size)
         return max(train.epochs, int(train.budget.flops / (FORWARD_PASSES_OF_A_STEP * one * images_a_step)))
 
@@ -301,6 +301,7 @@ class _Run:
                 yield batch
 
     def _take_step(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, generator: torch.Generator) -> None:
+        images_BCHW = images_BCHW.to(self.device, non_blocking=True)
         images_BCHW = augment(images_BCHW, self.config.data.augment, generator=generator)
         own_B = self.team.part(labels_B)
         scale = self.team.loss_scale(len(own_B), len(labels_B))

@@ -122,8 +122,9 @@ def pick_samples(data: Dataset, num_images: int) -> Samples:
     num_val = len(data.val.labels_N)
     drawn, analysed = evenly_spaced_rows(num_val, num_images), evenly_spaced_rows(num_val, NUM_ANALYSED)
     others = analysed[~torch.isin(analysed, drawn)]
-    rows = torch.cat([drawn, others]).to(data.val.labels_N.device)
-    images_NCHW, labels_N = data.val.images_NCHW[rows], data.val.labels_N[rows]
+    rows = torch.cat([drawn, others])
+    images_NCHW, labels_N = (values[rows.to(values.device)] for values in (data.val.images_NCHW, data.val.labels_N))
+    images_NCHW = images_NCHW.to(data.device)
     names = data.info.class_names
     return Samples(
         x_BCHW=data.normalise(images_NCHW),

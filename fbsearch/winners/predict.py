@@ -36,16 +36,16 @@ LATENCY_WARMUP = 5
 def compute_logits(
     net: nn.Module, images_NCHW: Tensor, *, normalise: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> Tensor:
-    """Return the logits of uint8 images [N, C, H, W] in eval mode, float32 [N, K].
+    """Return the logits of uint8 images [N, C, H, W] in eval mode, float32 [N, K], on the network's device.
 
     Matrix products and convolutions are computed in `dtype`.
     """
     net.eval()
-    device = images_NCHW.device
+    device = next(net.parameters()).device
     logits = []
     for images_BCHW in torch.split(images_NCHW, SCORE_BATCH):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits.append(net(normalise(images_BCHW)).float())
+            logits.append(net(normalise(images_BCHW.to(device))).float())
     return torch.cat(logits)
 
 
@@ -115,7 +115,7 @@ def score_columns(net: FractalBrainNet, data: Dataset, split: Split, *, dtype: t
     found = []
     for depth, part in [*((depth, net.column(depth)) for depth in depths), (0, net)]:
         accuracy = score(part, data, split, dtype=dtype).accuracy
-        latency_ms = _latency_ms(part, data.normalise(split.images_NCHW[:1]), dtype=dtype)
+        latency_ms = _latency_ms(part, data.normalise(split.images_NCHW[:1].to(data.device)), dtype=dtype)
         num_parameters = sum(p.numel() for p in part.parameters())
         found.append(ColumnScore(depth=depth, accuracy=accuracy, latency_ms=latency_ms, num_parameters=num_parameters))
     return found

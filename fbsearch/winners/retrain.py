@@ -97,7 +97,7 @@ def prepare(data: Dataset, run: Run) -> Dataset:
 
 def _run(run: Run, data: Dataset, *, view: View, team: Team) -> SeedResult | None:
     """Train one run from its last state, score it and write its files; in a team, rank 0 alone returns the result."""
-    device = data.train.images_NCHW.device
+    device = data.device
     torch.manual_seed(run.config.seed)
     net = run.build().to(device)
     state, history = _read_state(run, net, device)

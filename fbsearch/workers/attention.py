@@ -22,14 +22,15 @@ MAX_SIDE = 32
 @torch.inference_mode()
 def take_attention(net: FractalBrainNet, data: Dataset) -> Attention:
     """Return the maps of NUM_IMAGES validation images, from one forward pass. `net` is left in eval mode."""
-    rows_N = evenly_spaced_rows(len(data.val.labels_N), NUM_IMAGES).to(data.val.labels_N.device)
-    images_NCHW = data.val.images_NCHW[rows_N]
+    rows_N = evenly_spaced_rows(len(data.val.labels_N), NUM_IMAGES)
+    images_NCHW, labels_N = (values[rows_N.to(values.device)] for values in (data.val.images_NCHW, data.val.labels_N))
+    images_NCHW = images_NCHW.to(data.device)
     logits_NK, maps = net.eval()(data.normalise(images_NCHW), return_attention_maps=True)
     shares_N, said_N = logits_NK.float().softmax(dim=1).max(dim=1)
     return Attention(
         images=_pixels(_shrink(images_NCHW.float()).permute(0, 2, 3, 1)),
         stages=tuple(_pixels(_stretch(_shrink(map_N1hw.float())).squeeze(1)) for map_N1hw in maps),
-        labels=tuple(data.val.labels_N[rows_N].tolist()),
+        labels=tuple(labels_N.tolist()),
         said=tuple(said_N.tolist()),
         shares=tuple(round(share, 4) for share in shares_N.tolist()),
     )
