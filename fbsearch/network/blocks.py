@@ -26,6 +26,7 @@ from fbsearch.network.fused_ops import (
     activate,
     flatten_positions,
     fold_convolutions,
+    layer_norm,
     merge_convolutions,
     pointwise,
     recomputed_norm,
@@ -130,8 +131,7 @@ class CerebralDynamicsModule(nn.Module):
         if not self.mask.is_absent:
             bands_BCHW = bands_BCHW * self.mask(bands_BCHW)
         integrated_BHWC = pointwise(bands_BCHW, self.integration.weight, self.integration.bias).permute(0, 2, 3, 1)
-        normalised_BCHW: Tensor = self.normalization(integrated_BHWC).permute(0, 3, 1, 2)
-        return normalised_BCHW + x_BCHW
+        return layer_norm(self.normalization, integrated_BHWC).permute(0, 3, 1, 2) + x_BCHW
 
 
 def draw_local_factors(batch: int, prob: float, device: torch.device) -> Tensor:
@@ -276,7 +276,9 @@ class FractalNeuralBlock(nn.Module):
             return torch.lerp(deep_BCHW, shallow_BCHW, 0.5)
         shares_B12 = torch.full((len(deep_BCHW), 1, 2), 0.5, dtype=deep_BCHW.dtype, device=deep_BCHW.device)
         shares_B12 = self._drop_paths(shares_B12, columns_B)
-        shares_2B111 = (shares_B12 / shares_B12.sum(dim=2, keepdim=True)).permute(2, 0, 1)[..., None, None]
+        # Autocast on CUDA sums in float32, which would make the mean float32, too.
+        shares_B12 = (shares_B12 / shares_B12.sum(dim=2, keepdim=True)).to(deep_BCHW.dtype)
+        shares_2B111 = shares_B12.permute(2, 0, 1)[..., None, None]
         return shares_2B111[0] * deep_BCHW + shares_2B111[1] * shallow_BCHW
 
     def _gates(self, deep_NC: Tensor, shallow_NC: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from fake_kernels import CUDA, fake_gpu
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.data.dataset import Dataset, load_dataset
@@ -17,7 +19,8 @@ from fbsearch.training.budget import count_steps_in_seconds
 from fbsearch.training.cuda_graph import CaptureError, capture, restore_afterwards
 from fbsearch.training.evaluation import evaluate, mean_figures
 from fbsearch.training.optimizers import DeviceRates, make_optimizer, make_scheduler
-from fbsearch.training.step import EAGER_BATCHES, GraphEvaluation, GraphStep, TrainStep
+from fbsearch.training.requirements import _make_fake
+from fbsearch.training.step import EAGER_BATCHES, GraphEvaluation, GraphStep, Totals, TrainStep, autocast_forward
 
 CPU = torch.device("cpu")
 BATCH, REST, NUM_STEPS = 16, 12, 9
@@ -182,3 +185,36 @@ def test_evaluation_that_cannot_be_captured_says_so(digits: Dataset, cuda: FakeC
     )  # fmt: skip
     with pytest.raises(CaptureError, match="could not be captured as a CUDA graph"):
         made(split.images_NCHW, split.labels_N)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule_name"),
+    [("adamw", "one_cycle"), ("adam", "one_cycle"), ("muon", "one_cycle"), ("muon", "cosine")],
+)
+def test_step_on_a_gpu_reads_nothing_back_to_the_host(
+    optimizer: str, schedule_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps on fake tensors of a GPU, the second with the state of the first: reading a value raises.
+
+    The backward pass and torch's fused optimisers, which do not run for a device that is not there, are left out.
+    """
+    config = TrainConfig(optimizer=optimizer, schedule=schedule_name)  # type: ignore[arg-type]
+    model = ModelConfig(fractal_levels=(2, 1), base_channels=8, stem="conv3", drop_path="mixed", pattern_resolution=8)
+    with torch.device("meta"):
+        net = FractalBrainNet(model, image_size=8).train()
+    with fake_gpu(monkeypatch), torch.no_grad():
+        _make_fake(net, CUDA)
+        made = make_optimizer(net, config)
+        rates, totals = DeviceRates(made, CUDA), Totals.on(CUDA)
+        x_BCHW, labels_B = torch.empty(32, 3, 8, 8, device=CUDA), torch.zeros(32, dtype=torch.int64, device=CUDA)
+        for parameter in net.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        for _ in range(2):
+            rates.load()
+            logits_BK = autocast_forward(net, x_BCHW, dtype=torch.bfloat16)
+            totals.add(nn.functional.cross_entropy(logits_BK.float(), labels_B), logits_BK, labels_B)
+            nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+            with rates.inserted():
+                made.step()
+        with pytest.raises(DataDependentOutputException):
+            float(totals.loss)
