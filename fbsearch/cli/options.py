@@ -48,7 +48,11 @@ Workers = Annotated[
     str, typer.Option(help="auto (one per GPU, else one per CPU core), a number, or 0: inside this process.")
 ]
 WorkersPerGpu = Annotated[
-    str, typer.Option(help="A number, or auto: from free memory and what the largest trial is measured to use.")
+    str,
+    typer.Option(
+        help="A number, or auto: from free memory and what the largest trial is measured to use. Workers of one GPU "
+        "compute in turns, unless NVIDIA's MPS runs: small networks gain by more of them, large ones do not."
+    ),
 ]
 RayAddress = Annotated[
     str | None,

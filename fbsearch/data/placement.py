@@ -18,10 +18,10 @@ def choose_place(num_bytes: int, device: torch.device, *, say: Callable[[str], N
     Raise DataError if this machine's memory cannot hold them either.
     """
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        free = free_bytes(device)
         if num_bytes <= DEVICE_SHARE * free:
             return device
-    available = psutil.virtual_memory().available
+    available = free_bytes(torch.device("cpu"))
     taken = f"the images take {_mib(num_bytes)} MiB"
     if num_bytes > available:
         raise DataError(
@@ -34,6 +34,13 @@ def choose_place(num_bytes: int, device: torch.device, *, say: Callable[[str], N
             "by batch, which is slower"
         )
     return torch.device("cpu")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes that the driver has free on a GPU, or that the machine can give to programs."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _mib(num_bytes: int) -> str:

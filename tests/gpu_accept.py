@@ -1,0 +1,60 @@
+"""Prove on a GPU that fbsearch is right and fast there, and measure it: three parts of at most 9.5 minutes.
+
+    python tests/gpu_accept.py A|B|C --device cuda [--output DIR]
+
+A: right and fast. B: studies. C: the winner of B, and faults. Each step is a process with a time limit; DIR/A.jsonl gets
+a line {step, ok, seconds, predicted, measured} for each, DIR/STEP.log what it has printed. The exit code is 1 if a step
+has failed. Needs no internet: what is not installed is taken from .gpu/, which tests/gpu_pack.sh makes.
+`--device cpu --tiny` runs the same steps as small as they get, to find mistakes in them without a GPU.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKED = ROOT / ".gpu"
+PART_SECONDS = 9.5 * 60
+
+
+def main() -> int:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["A", "B", "C"])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, default=ROOT / "reports" / "gpu" / "run")
+    parser.add_argument("--winner", type=Path, help="for C: the export of the search in B; by default in DIR")
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("optuna") is None:
+        _restart_with_packed_wheels()
+
+    from gpu import faults, speed, studies
+    from gpu.harness import Setting, run_steps
+
+    steps = {"A": speed.STEPS, "B": studies.STEPS, "C": faults.STEPS}[arguments.part]
+    output = arguments.output.resolve()
+    winner = (arguments.winner or output / "winner.yaml").resolve()
+    setting = Setting(arguments.device, arguments.tiny, output, PACKED, winner)
+    return 0 if run_steps(arguments.part, steps, setting, limit_seconds=PART_SECONDS) else 1
+
+
+def _restart_with_packed_wheels() -> None:
+    """Unpack the wheels in .gpu/ and run this again with them on the path; a wheel is a zip file of packages."""
+    wheels = sorted(PACKED.glob("*.whl"))
+    if not wheels or os.environ.get("FBSEARCH_GPU_SITE"):
+        sys.exit("optuna is not installed and .gpu/ has no wheels: run tests/gpu_pack.sh where there is internet")
+    site = tempfile.mkdtemp(prefix="fbsearch-gpu-")
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    path = os.pathsep.join(filter(None, [site, os.environ.get("PYTHONPATH", "")]))
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONPATH": path, "FBSEARCH_GPU_SITE": site})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
