@@ -11,7 +11,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fbsearch.cli.status import best_line, cut_text, describe, describe_counts, format_seconds, make_table
+from fbsearch.cli.status import (
+    best_line,
+    cut_text,
+    describe,
+    describe_counts,
+    describe_short,
+    format_seconds,
+    make_table,
+    sampled_values,
+)
+from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.messages import (
     CannotStart,
@@ -66,10 +76,10 @@ class LiveTable(Live):
             Text(state.name, style="bold"),
             self._bar(state),
             state.progress,
-            describe_counts(state),
             describe_time_left(state),
         )
-        rows: list[RenderableType] = [head, self._best(state), self._workers(state)]
+        counts = Text(describe_counts(state) + self._describe_device(state))
+        rows: list[RenderableType] = [head, counts, self._best(state), self._workers(state)]
         if state.away:
             rows.append(Text(f"{state.away}: results are kept until the database is back", style="red"))
         if state.notice:
@@ -84,20 +94,32 @@ class LiveTable(Live):
         return ProgressBar(total=total, completed=time.monotonic() - state.started, width=30)
 
     def _best(self, state: SearchState) -> Text:
-        return best_line(state.best, describe(trial_config(state.best), self._config.space) if state.best else "")
+        return best_line(state.best, self._describe(trial_config(state.best)) if state.best else "")
+
+    def _describe_device(self, state: SearchState) -> str:
+        """Return the device of all workers; nothing if they have different ones, which their rows name."""
+        devices = {worker.device for worker in state.pool.workers.values() if worker.device}
+        return f" on {devices.pop()}" if len(devices) == 1 else ""
 
     def _workers(self, state: SearchState) -> Table:
-        table = make_table("worker", "device", "trial", "epoch", "val acc", "configuration")
-        for worker, record in state.pool.workers.items():
-            device, running = record.device, record.running
+        """Return a row for each worker; the device is named where it is not the same for all."""
+        workers = state.pool.workers
+        differ = len({record.device for record in workers.values() if record.device}) > 1
+        table = make_table("worker", *["device"] * differ, "trial", "epoch", "val acc", "configuration")
+        for worker, record in workers.items():
+            first = [str(worker), *[record.device] * differ]
+            running = record.running
             if running is None:
-                table.add_row(str(worker), device, Text(record.state, style="dim"))
+                table.add_row(*first, Text(record.state, style="dim"))
                 continue
             epoch = f"{len(running.history)}/{running.config.train.epochs}"
             accuracy = f"{running.history[-1].val_accuracy:.2%}" if running.history else ""
-            what = cut_text(describe(running.config, self._config.space))
-            table.add_row(str(worker), device, str(running.trial.number), epoch, accuracy, what)
+            what = cut_text(self._describe(running.config))
+            table.add_row(*first, str(running.trial.number), epoch, accuracy, what)
         return table
+
+    def _describe(self, config: TrialConfig) -> str:
+        return describe_short(sampled_values(config, self._config.space))
 
 
 class PlainLines(contextlib.AbstractContextManager["PlainLines"]):

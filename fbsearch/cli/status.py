@@ -1,8 +1,10 @@
 """Texts and tables about a search in a terminal: its summary, the state of a study, the table of `watch`."""
 
 import datetime
+import math
 import shlex
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -38,6 +40,36 @@ PACE_WINDOW = datetime.timedelta(minutes=10)
 def describe(config: TrialConfig, space: Any) -> str:
     """Return a trial's sampled values: `fractal_levels [1, 2], base_channels 16, pattern julia, ...`."""
     return ", ".join(f"{name.partition('.')[2]} {_format_field(config, name)}" for name in space)
+
+
+# How fields are written where there is little room; others with their name, such as `drop_path mixed`.
+SHORT_FIELDS = {
+    "model.fractal_levels": "{}",
+    "model.base_channels": "{}ch",
+    "model.pattern": "{}",
+    "model.activation": "{}",
+    "train.optimizer": "{}",
+    "train.learning_rate": "lr {}",
+    "train.weight_decay": "wd {}",
+    "train.batch_size": "batch {}",
+    "train.label_smoothing": "smooth {}",
+}
+
+
+def describe_short(values: Mapping[str, Any]) -> str:
+    """Return sampled values, by their dotted names, in few characters: `[1,1] 24ch cantor lr .018`."""
+    parts = []
+    for name, value in values.items():
+        number = isinstance(value, float) and math.isfinite(value)
+        text = f"{value:.2g}".replace("0.", ".", 1) if number and abs(value) < 1 else format_value(value)
+        parts.append(SHORT_FIELDS.get(name, name.partition(".")[2] + " {}").format(text.replace(", ", ",")))
+    return " ".join(parts)
+
+
+def sampled_values(config: TrialConfig, space: Iterable[str]) -> dict[str, Any]:
+    """Return the values of a configuration by their dotted names."""
+    pairs = {name: name.split(".") for name in space}
+    return {name: getattr(getattr(config, section), field) for name, (section, field) in pairs.items()}
 
 
 def _format_field(config: TrialConfig, name: str) -> str:
@@ -152,9 +184,9 @@ def watch_table(study: optuna.Study) -> RenderableType:
     """Return the counts and the best, running and latest trials of a study, read from the database now."""
     trials = study.get_trials(deepcopy=False)
     head = Table.grid(padding=(0, 2))
-    head.add_row(Text(study.study_name, style="bold"), _progress(study, trials), _counts(trials), _pace(study, trials))
+    head.add_row(Text(study.study_name, style="bold"), _progress(study, trials), _pace(study, trials))
     best = next(iter(best_trials(study, 1)), None)
-    line = best_line(best, _describe_stored(best) if best else "")
+    line = best_line(best, _describe_stored_short(best) if best else "")
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     ended = [trial for trial in trials if trial.datetime_complete is not None]
     latest = sorted(ended, key=lambda trial: trial.datetime_complete or 0, reverse=True)[:NUM_LATEST]
@@ -164,14 +196,13 @@ def watch_table(study: optuna.Study) -> RenderableType:
         record = TrialRecord.of(trial)
         epochs = (record.config or {}).get("train", {}).get("epochs", "?")
         accuracy, device = f"{values[-1]:.2%}" if values else "", record.device or "starting"
-        now.add_row(
-            str(trial.number), f"{len(values)}/{epochs}", accuracy, Text(device), cut_text(_describe_stored(trial))
-        )
+        what = cut_text(_describe_stored_short(trial))
+        now.add_row(str(trial.number), f"{len(values)}/{epochs}", accuracy, Text(device), what)
     then = make_table("ended", "how", "configuration")
     for trial in latest:
-        then.add_row(str(trial.number), Text(_outcome(trial)), cut_text(_describe_stored(trial)))
+        then.add_row(str(trial.number), Text(_outcome(trial)), cut_text(_describe_stored_short(trial)))
     nothing = Text("no trial is running", style="dim")
-    return Group(head, line, now if running else nothing, then if latest else Text())
+    return Group(head, Text(_counts(trials)), line, now if running else nothing, then if latest else Text())
 
 
 def best_line(best: FrozenTrial | None, values: str) -> Text:
@@ -238,6 +269,15 @@ def _outcome(trial: FrozenTrial) -> str:
 
 def _describe_stored(trial: FrozenTrial) -> str:
     """Return the sampled values of a stored trial, which another version of fbsearch may have stored."""
+    return ", ".join(f"{name.partition('.')[2]} {format_value(value)}" for name, value in _stored_values(trial).items())
+
+
+def _describe_stored_short(trial: FrozenTrial) -> str:
+    """Return the same in few characters."""
+    return describe_short(_stored_values(trial))
+
+
+def _stored_values(trial: FrozenTrial) -> dict[str, Any]:
     config = TrialRecord.of(trial).config or {}
     parts = [name.partition(".") for name in sampled_names(trial)] if config else []
-    return ", ".join(f"{field} {format_value(config.get(section, {}).get(field))}" for section, _, field in parts)
+    return {f"{section}.{field}": config.get(section, {}).get(field) for section, _, field in parts}

@@ -16,12 +16,17 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from fbsearch.cli.app import main
-from fbsearch.cli.status import cut_text, make_table, watch_study, watch_table
+from fbsearch.cli.live import LiveTable
+from fbsearch.cli.status import cut_text, describe_short, make_table, watch_study, watch_table
 from fbsearch.config.study_file import StudyConfig
+from fbsearch.messages import EpochStats
+from fbsearch.search.state import SearchState
+from fbsearch.search.worker_pool import PoolWorker, WorkerPool
 from fbsearch.study.database import open_storage
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import create_study, load_study
-from fbsearch.study.trial_record import fail
+from fbsearch.study.trial_record import RunningTrial, fail
+from fbsearch.workers.local import ProcessExecutor
 
 NAME = "[bold]<script>[/bold]"
 
@@ -59,12 +64,12 @@ def shown(study: optuna.Study) -> str:
 
 def test_watch_shows_counts_best_running_and_latest_trials(study: optuna.Study) -> None:
     lines = [" ".join(line.split()) for line in shown(study).splitlines()]
-    assert lines[0].startswith(f"{NAME} 2 trials 1 complete, 1 pruned, 1 failed, 2 running")
-    assert lines[1].startswith("best 90.00% trial 0: fractal_levels [")
-    running = lines[3:5]
-    assert running[0].startswith("3 2/6 61.00% cpu x86_64 fractal_levels [") and "learning_rate 0.0" in running[0]
+    assert lines[0].startswith(f"{NAME} 2 trials ") and lines[1].startswith("1 complete, 1 pruned, 1 failed, 2 running")
+    assert lines[2].startswith("best 90.00% trial 0: [")
+    running = lines[4:6]
+    assert running[0].startswith("3 2/6 61.00% cpu x86_64 [") and " lr .0" in running[0]
     assert running[1].startswith("4 0/? starting")
-    assert [line.split(":")[0].split(" fractal")[0] for line in lines[6:9]] == [
+    assert [line.split(" [1")[0].split(" [2")[0] for line in lines[7:10]] == [
         "2 failed no [red]memory", "1 pruned 30.00% after epoch 1", "0 complete 90.00%",
     ]  # fmt: skip
 
@@ -163,11 +168,48 @@ def test_watch_without_a_terminal_says_what_ends_until_ctrl_c(study: optuna.Stud
 def test_narrow_terminal_cuts_the_configuration_and_nothing_else(width: int) -> None:
     table = make_table("worker", "device", "trial", "epoch", "val acc", "configuration")
     cells = ("10", "cpu x86_64", "1234", "12/15", "62.35%")
-    table.add_row(
-        *cells, cut_text("fractal_levels [1, 2], base_channels 16, pattern dragon_curve, learning_rate 0.0428")
-    )
+    table.add_row(*cells, cut_text("[1,2] 16ch dragon_curve lr .043 drop_path mixed activation hardswish stem conv3"))
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
-    header, row = console.file.getvalue().splitlines()
+    header, row = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert header.split() == ["worker", "device", "trial", "epoch", "val", "acc", "configuration"]
     assert all(cell in row for cell in cells) and row.rstrip().endswith("…")
+
+
+def test_configuration_is_written_short() -> None:
+    values = {
+        "model.fractal_levels": (1, 1),
+        "model.base_channels": 24,
+        "model.pattern": "cantor",
+        "train.learning_rate": 0.0183,
+        "model.drop_path": "mixed",
+        "train.early_stopping": None,
+        "model.width_growth": 1.5,
+        "train.weight_decay": 0.0,
+    }
+    said = "[1,1] 24ch cantor lr .018 drop_path mixed early_stopping null width_growth 1.5 wd 0"
+    assert describe_short(values) == said
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("devices", [("cpu x86_64", "cpu x86_64"), ("cuda:0 NVIDIA H100", "cuda:1 NVIDIA H200")])
+def test_live_table_keeps_trial_epoch_and_accuracy(width: int, devices: tuple[str, str], study: optuna.Study) -> None:
+    config = StudyConfig(name="my-images")
+    pool = WorkerPool(ProcessExecutor(config.data, devices=list(devices)))
+    for number, device in enumerate(devices):
+        trial = study.ask()
+        running = RunningTrial(trial, config.trial(sample(trial, config), seed=0), number)
+        running.history = [EpochStats(1, 1, 0.5, 1, 0.97432, 0.01, 1, 1, 1, 1, 1)]
+        pool.workers[number] = PoolWorker(state="busy", device=device, running=running)
+    state = SearchState(name="my-images", num_trials=100, pool=pool, num_complete=12, num_pruned=18, num_infeasible=9)
+    console = Console(file=io.StringIO(), width=width)
+    table = LiveTable(console, config)
+    table(state, None)
+    console.print(table.get_renderable())
+    head, counts, *_, header, first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "my-images" in head and "30/100" in head and counts.startswith("12 complete, 18 pruned, 0 failed, 9 infeas")
+    assert header.split()[-5:-1] == ["trial", "epoch", "val", "acc"]
+    for row, number, device in zip((first, second), ("5", "6"), devices, strict=True):
+        assert f" {number} " in row and "1/6" in row and "97.43%" in row and "[" in row
+        assert (device in row) == (devices[0] != devices[1])
+    assert (devices[0] in counts) == (devices[0] == devices[1])
