@@ -141,7 +141,11 @@ def test_readme_study_file_can_be_loaded(tmp_path: Path) -> None:
 def test_readme_python_runs_as_a_script(folder: Path) -> None:
     """Each block as a script without a guard, which runs once although its workers are spawned."""
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        for argument, value in {"trials": "1, workers=1", "seeds": "1", "epochs": "1"}.items():
+        for argument, value in {
+            "trials": "1, workers=1, study='studies/folder.yaml'",
+            "seeds": "1",
+            "epochs": "1",
+        }.items():
             block = re.sub(rf"{argument}=\d+", f"{argument}={value}", block)
         (folder / "script.py").write_text(f"print('the script runs', flush=True)\n{block}", encoding="utf-8")
         done = subprocess.run(

@@ -1,5 +1,6 @@
 """A search from Python: what `fbsearch run` does, with a callback in place of a terminal."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from fbsearch.api.study import Study, open_study, python_words, storage_url
 from fbsearch.config.models import DataConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.data.sources import check_source
-from fbsearch.errors import ConfigError
+from fbsearch.errors import ConfigError, printable
 from fbsearch.messages import Event
 from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
@@ -50,9 +51,10 @@ def search(
             of uint8 or float, and N labels. Without it: scikit-learn's digits.
         trials: Finished trials the study has in the end, earlier ones counted; None is no limit.
         study: A study file or `StudyConfig` that says what to search in a folder or in arrays; of its `data` all but
-            name and root are used. Without it the space of the default study.
+            name and root are used. Without it a folder gets what `fbsearch init --images` chooses, arrays the default
+            study's space.
         test: (images, labels) that are set aside for `Study.train`, beside arrays.
-        image_size: Pixels of the square to which images are resized; 64 for a folder, otherwise their own size.
+        image_size: Pixels of the square to which images are resized, instead of the study's.
         name: The study's name instead of the file's or folder's. Arrays are named after their content.
         seed: Of the search, instead of the study file's.
         workers: Processes that train; None is one for each GPU, else for each CPU core; 0 trains in this process.
@@ -74,7 +76,10 @@ def search(
     """
     with python_words():
         url = storage_url(storage)
-        config = make_config(data, study=study, test=test, image_size=image_size, name=name, seed=seed, url=url)
+        config = make_config(
+            data, study=study, test=test, image_size=image_size, name=name, seed=seed, url=url,
+            say=lambda line: print(printable(line), file=sys.stderr) if progress else None,
+        )  # fmt: skip
         if trials is not None and trials < 1:
             raise ConfigError(f"trials: {trials} is too few; 1 or more, or None without a limit")
         check_source(config.data)

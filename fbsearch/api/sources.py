@@ -1,6 +1,7 @@
 """The study of the data that a Python user names: a folder, a study file, a file of arrays, or arrays."""
 
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -8,6 +9,7 @@ import numpy as np
 import sqlalchemy
 from pydantic import ValidationError
 
+from fbsearch.cli.init import choose_for_folder
 from fbsearch.config.models import DataName
 from fbsearch.config.study_file import MAX_NAME, StudyConfig, load_study_file
 from fbsearch.config.yaml_format import describe_errors
@@ -17,7 +19,7 @@ from fbsearch.errors import ConfigError, DataError
 # What a search accepts as its data. None is the default study, on scikit-learn's digits.
 Data: TypeAlias = str | Path | StudyConfig | tuple[Any, Any] | None
 
-# To this size the images of a folder are resized where no other is named, as in studies/folder.yaml.
+# To this size the images of a folder are resized where the study names none.
 FOLDER_SIZE = 64
 
 
@@ -30,9 +32,11 @@ def make_config(
     name: str | None,
     seed: int | None,
     url: str,
+    say: Callable[[str], None],
 ) -> StudyConfig:
     """Return the study of `data`, as `search` describes it; arrays are written beside the database of `url`.
 
+    `say` gets lines about a folder: what there is in it, and what was chosen for it.
     Raise ConfigError for what is no data, DataError for arrays that are no images with labels.
     """
     if test is not None and not isinstance(data, tuple):
@@ -45,7 +49,7 @@ def make_config(
     elif isinstance(data, StudyConfig):
         config = data
     else:
-        config = StudyConfig() if data is None else _of_path(Path(data).expanduser(), settings)
+        config = StudyConfig() if data is None else _of_path(Path(data).expanduser(), settings, say=say)
     if name is not None and not 1 <= len(name) <= MAX_NAME:
         raise ConfigError(f"name: has {len(name)} characters; 1 to {MAX_NAME} are allowed")
     if name is not None:
@@ -66,8 +70,13 @@ def _replace(config: StudyConfig, section: str, **fields: Any) -> StudyConfig:
     return config.model_copy(update={section: changed})
 
 
-def _of_path(path: Path, settings: StudyConfig | None) -> StudyConfig:
+def _of_path(path: Path, settings: StudyConfig | None, *, say: Callable[[str], None]) -> StudyConfig:
     """Return the study of an image folder, a study file, a file of arrays, or the name of a data set."""
+    if path.is_dir() and settings is None:
+        found = choose_for_folder(path, notice=say)
+        for line in found.notes:
+            say(line)
+        return found.config
     base = settings or StudyConfig()
     if path.is_dir():
         size = base.data.image_size or FOLDER_SIZE

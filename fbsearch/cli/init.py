@@ -1,6 +1,7 @@
 """`fbsearch init --images FOLDER`: look at the images, choose a study for them, and say what was chosen and why."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,14 @@ class Suggestion:
     notes: tuple[str, ...]
 
 
-def choose_for_folder(folder: Path) -> Suggestion:
+def choose_for_folder(
+    folder: Path, *, notice: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
+) -> Suggestion:
     """Read all images of a folder, and return a study that suits them. DataError if it is no tree of images."""
     root = str(folder)
     side = measure_folder(root)
     data = DataConfig(name="folder", root=root, image_size=suggest_image_size(side))
-    found = take_inventory(data, notice=lambda text: print(text, file=sys.stderr))
+    found = take_inventory(data, notice=notice)
     facts = FolderFacts(
         root=root, side=side, num_train=found.num_train, is_colour=found.is_colour, has_broken=bool(found.broken)
     )

@@ -9,6 +9,8 @@ import optuna
 import pytest
 
 import fbsearch
+from fbsearch.api.sources import make_config
+from fbsearch.cli.init import choose_for_folder
 from fbsearch.config.models import DataConfig
 from fbsearch.config.space import ChoiceSpace
 from fbsearch.config.study_file import SHORT_RUN_TRAINING, SearchConfig, StudyConfig, load_study_file, render_study
@@ -195,20 +197,27 @@ def test_search_refuses_what_it_cannot_use(
     assert not Path("studies/fbsearch.db").exists()
 
 
-def test_names_of_data_sets_and_study_files_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fbsearch.api.sources import make_config
-
+def test_data_of_every_kind_become_a_study(
+    make_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text("name: mine\ntrain: {epochs: 2}\n")
 
+    lines: list[str] = []
+
     def made(data: object, **options: object) -> StudyConfig:
         empty = {"study": None, "test": None, "image_size": None, "name": None, "seed": None, "url": "sqlite:///a/b.db"}
+        empty["say"] = lines.append
         return make_config(data, **empty | options)  # type: ignore[arg-type]
 
     assert made(None) == StudyConfig() == made("digits") == made(StudyConfig())
     assert made("my.yaml") == load_study_file(Path("my.yaml"))
     assert made("cifar10", study="my.yaml").data.name == made("cifar10").name == "cifar10"
     assert made("my.yaml", name="other", image_size=4, seed=3).model_dump(include={"name", "search", "data"})
+    tree = make_tree(train={"cat": 4, "dog": 4}, size=(30, 30))
+    chosen = made(str(tree))
+    assert chosen == choose_for_folder(tree).config and chosen.data.image_size == 24
+    assert any(line.startswith("images: 2 classes") for line in lines) and made(tree, image_size=8).data.image_size == 8
     arrays = (np.zeros((4, 8, 8), dtype=np.uint8), ["a", "a", "b", "b"])
     first = made(arrays)
     assert first.data.root == f"a/{first.name}.npz" and Path(first.data.root).exists()
