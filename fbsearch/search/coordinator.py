@@ -73,14 +73,14 @@ class Coordinator:
         A worker is killed that gives no epoch for `trial_timeout` seconds, or for 10 times the usual epoch if that is
         None. `show` is called with the state and each event, or None. `claim` is the claim on the study; None is that
         of the only coordinator. `max_duplicates` and `max_infeasible` known or too large configurations in a row end
-        the search. The attention maps of the `num_with_attention` best trials are stored. `clock` gives the seconds by
-        which a worker hangs.
+        the search. The attention maps of the `num_with_attention` best trials are stored. `clock` gives the seconds of
+        the timeout, and those by which a worker hangs.
         """
         self.study, self.config, self._show = study, config, show
         self._claim = claim or StudyClaim()
         self._pool = WorkerPool(executor, trial_timeout=trial_timeout)
         self.state = SearchState(name=config.name, num_trials=num_trials, pool=self._pool)
-        self._stop_criterion = StopCriterion(timeout=timeout)
+        self._stop_criterion = StopCriterion(timeout=timeout, clock=clock)
         self.state.deadline = self._stop_criterion.deadline
         self._quota = Quota(study, self._claim, self.state)
         self._proposals = Proposals(study, config, quota=self._quota, max_duplicates=max_duplicates)

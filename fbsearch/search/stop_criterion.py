@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from fbsearch.search.state import End, Exhausted, SearchState
@@ -14,9 +14,10 @@ from fbsearch.search.state import End, Exhausted, SearchState
 class StopCriterion:
     """Stop at N finished trials, after a timeout, on Ctrl-C or SIGTERM, or when there is nothing left to draw."""
 
-    def __init__(self, *, timeout: float | None = None) -> None:
-        """Start the timeout, in seconds from now."""
-        self.deadline = math.inf if timeout is None else time.monotonic() + timeout
+    def __init__(self, *, timeout: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the timeout, in seconds of `clock` from now."""
+        self._clock = clock
+        self.deadline = math.inf if timeout is None else clock() + timeout
         self.is_interrupted = False
 
     def shorten(self, seconds: float) -> None:
@@ -29,7 +30,7 @@ class StopCriterion:
             return "interrupted"
         if state.is_complete:
             return "finished"
-        if time.monotonic() >= self.deadline:
+        if self._clock() >= self.deadline:
             return "timeout"
         return exhausted if state.num_running == 0 else None
 

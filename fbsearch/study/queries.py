@@ -1,4 +1,4 @@
-"""Queries of Optuna's tables: counts of trials and the best one, without reading every trial.
+"""Queries of Optuna's tables: counts of trials and the best one, without reading every trial; in memory they are read.
 
 Optuna's own ways to count trials, or to find those of a value, read every trial with all its attributes and histories:
 17 s for 10,000 trials, where these queries take 0.04 s. To read every trial takes 250 MiB more than it must.
@@ -17,7 +17,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.messages import FailureKind
 from fbsearch.study.retrying_storage import retry
-from fbsearch.study.trial_record import DUPLICATE_OF, FAILURE, FINISHED, NUM_PARAMETERS
+from fbsearch.study.trial_record import (
+    DUPLICATE_OF,
+    FAILURE,
+    FINISHED,
+    NUM_PARAMETERS,
+    is_duplicate,
+    is_failure,
+    is_infeasible,
+    rank_order,
+)
 
 TRIALS_A_READ = 500
 
@@ -51,6 +60,8 @@ def study_names(storage: optuna.storages.RDBStorage) -> list[str]:
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """Return the trial that best_trials(study, 1) gives, None without one. Reads that trial alone."""
+    if isinstance(study._storage, optuna.storages.InMemoryStorage):
+        return min(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=rank_order, default=None)
     try:
         value = study._storage.get_best_trial(study._study_id).value
     except ValueError:  # no trial is complete
@@ -64,6 +75,8 @@ def count_trials(study: optuna.Study) -> collections.Counter[TrialState | str]:
 
     Interrupted trials (is_failure) are not counted at all.
     """
+    if isinstance(study._storage, optuna.storages.InMemoryStorage):
+        return _count(study.get_trials(deepcopy=False))
     trial, attribute = models.TrialModel, models.TrialUserAttributeModel
     # One query, so that no trial ends between two.
     is_mark = (attribute.trial_id == trial.trial_id) & (
@@ -85,6 +98,15 @@ def count_trials(study: optuna.Study) -> collections.Counter[TrialState | str]:
         elif mark is None or json.loads(mark).get("kind") != FailureKind.INTERRUPTED:
             counts[state] += count
     return counts
+
+
+def _count(trials: list[FrozenTrial]) -> collections.Counter[TrialState | str]:
+    kinds: list[TrialState | str] = [
+        "duplicate" if is_duplicate(trial) else "infeasible" if is_infeasible(trial) else trial.state
+        for trial in trials
+        if trial.state != TrialState.FAIL or is_failure(trial)
+    ]
+    return collections.Counter(kinds)
 
 
 def _tied_trials(study: optuna.Study, value: float) -> Iterator[tuple[int, int, int]]:

@@ -35,19 +35,23 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def create_study(
-    storage: optuna.storages.RDBStorage, config: StudyConfig, *, is_searched: bool = False
+    storage: optuna.storages.RDBStorage | optuna.storages.InMemoryStorage,
+    config: StudyConfig,
+    *,
+    is_searched: bool = False,
 ) -> optuna.Study:
     """Return the study of a study file: a new one, or the one of that name to go on with.
 
-    What is set on its running trials is written by `flush`, or with the trial's end.
+    What is set on its running trials is written by `flush`, or with the trial's end; a study in memory, as replays have
+    it, ends with its process.
     ConfigError if the study of that name was searched in a different space, on different data, or with a different
     network or training: the values could not be compared. `is_searched`: other coordinators search it now, so that its
     settings cannot change even before its first trial.
     """
     for _ in config.corners():
         pass  # each is checked as it is made: values that cannot be used together are refused before anything is stored
-    buffered = BufferedStorage(storage)
-    study = optuna.create_study(storage=buffered, study_name=config.name, direction="maximize", load_if_exists=True)
+    opened = BufferedStorage(storage) if isinstance(storage, optuna.storages.RDBStorage) else storage
+    study = optuna.create_study(storage=opened, study_name=config.name, direction="maximize", load_if_exists=True)
     trials = study.get_trials(deepcopy=False)
     if study.directions != [optuna.study.StudyDirection.MAXIMIZE] or (trials and not is_ours(study.user_attrs)):
         raise ConfigError(f"the study {config.name!r} was not made by fbsearch; --name NAME starts a new one")
@@ -60,13 +64,17 @@ def create_study(
 
 
 def without_details(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
-    """Keep no details (DETAILS) of finished trials in memory within the block."""
+    """Keep no details (DETAILS) of finished trials in memory within the block, unless that is all the study has."""
+    if isinstance(study._storage, optuna.storages.InMemoryStorage):
+        return contextlib.nullcontext()
     assert isinstance(study._storage, BufferedStorage), "the study is from create_study"
     return study._storage.leaving_out(DETAILS)
 
 
 def flush(study: optuna.Study) -> list[int]:
     """Write what was set on running trials; return the numbers of those that another coordinator has ended."""
+    if isinstance(study._storage, optuna.storages.InMemoryStorage):
+        return []
     assert isinstance(study._storage, BufferedStorage), "the study is from create_study"
     return study._storage.flush()
 
