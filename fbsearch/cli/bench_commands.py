@@ -173,6 +173,93 @@ def bench_race(
     _print(race.model_dump(mode="json"), lambda console, _: print_race(console, race, folder), as_json=as_json)
 
 
+@app.command("table")
+def bench_table(
+    study_file: Annotated[Path, typer.Argument(help="Gives the space, and how its configurations are trained.")],
+    configurations: Annotated[
+        int | None, typer.Option(min=1, help="So many configurations, drawn at random; else every point of the space.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each configuration.")] = 3,
+    top: Annotated[int, typer.Option(min=0, help="The best of them get --more-seeds.")] = 60,
+    more_seeds: Annotated[int, typer.Option(min=0, help="Further runs of the --top best.")] = 0,
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch on the CPU.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="The file, .jsonl.xz; else studies/tables/<study>.")] = None,
+) -> None:
+    """Record a table: configurations of a space, trained without pruning, with every epoch of every run.
+
+    `fbsearch bench replay` searches it in seconds. Ctrl-C keeps the finished runs, and the same command goes on.
+    """
+    from fbsearch.bench.table import TableOptions, bench_table
+
+    options = TableOptions(
+        num_configs=configurations,
+        num_seeds=seeds,
+        top=top,
+        more_seeds=more_seeds,
+        device=device,
+        num_threads=threads,
+        output=output,
+        command=shlex.join(["fbsearch", *sys.argv[1:]]),
+    )
+    try:
+        path = bench_table(study_file, options, say=_print_progress)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
+
+
+@app.command("replay")
+def bench_replay(
+    table: Annotated[Path, typer.Argument(help="A table of `fbsearch bench table`.")],
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="What to compare: SAMPLER+PRUNER, of tpe, random, cmaes, gp and none, percentile_75, median, "
+            "successive_halving, hyperband; or one_epoch: one of many configurations, then the best; joined by commas."
+        ),
+    ] = "random+none,one_epoch,tpe+none,tpe+percentile_75,tpe+median,tpe+hyperband,gp+none",
+    reference: Annotated[str, typer.Option(help="The arm to which the others' time is compared.")] = (
+        "tpe+successive_halving"
+    ),
+    workers: Annotated[str, typer.Option(help="Numbers of workers, joined by commas.")] = "1,4,16",
+    repeats: Annotated[int, typer.Option(min=1, help="Replays of each arm, each with another seed.")] = 50,
+    budget: Annotated[
+        float, typer.Option(min=1, help="Whole runs of mean length, in whose time the workers share.")
+    ] = 50,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for replay.json, regret.svg and README.md; else reports/replay/<study>.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search a recorded table with several samplers and pruners: real coordinator, virtual clock, no training.
+
+    Ctrl-C keeps the finished arms, and the same command goes on after them.
+    """
+    from fbsearch.bench.replay import ReplayOptions, bench_replay
+    from fbsearch.bench.replay_page import print_replays
+
+    counts = _parse_numbers(workers, option="--workers")
+    if not all(count == int(count) for count in counts):
+        raise typer.BadParameter(f"{workers!r} is not whole numbers joined by commas", param_hint="--workers")
+    options = ReplayOptions(
+        arms=_split(arms),
+        reference=reference,
+        workers=[int(count) for count in counts],
+        num_repeats=repeats,
+        budget=budget,
+        output=output,
+        command=shlex.join(["fbsearch", *sys.argv[1:]]),
+    )
+    try:
+        found, folder = bench_replay(table, options, say=_print_progress)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the arms that are left", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _print(found.model_dump(mode="json"), lambda console, _: print_replays(console, found, folder), as_json=as_json)
+
+
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 

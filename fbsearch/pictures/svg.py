@@ -58,6 +58,11 @@ class Canvas:
             f'stroke-linejoin="round"{end}/>'
         )
 
+    def area(self, points: Sequence[tuple[float, float]], *, fill: str, opacity: float = 0.15) -> None:
+        """Fill a polygon, through which one sees what lies below."""
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self._parts.append(f'<polygon points="{joined}" fill="{fill}" fill-opacity="{opacity:g}"/>')
+
     def dot(self, x: float, y: float, *, fill: str) -> None:
         """Draw a point."""
         self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{fill}"/>')

@@ -1,0 +1,111 @@
+"""Replay a table: search it with several samplers and pruners, in seconds a study, and compare them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fbsearch.bench.common import machine
+from fbsearch.bench.replay_page import check_files, write_page
+from fbsearch.bench.replay_records import REPLAY_NAME, ArmScore, Replay, Replays
+from fbsearch.bench.replay_scores import Scale, score
+from fbsearch.bench.replay_search import Arm, parse_arms, replay
+from fbsearch.bench.table_file import Table, read_table
+from fbsearch.errors import ConfigError
+from fbsearch.files import file_name, write_whole
+from fbsearch.winners.records import read_record, to_json
+from fbsearch.winners.retrain import lock_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """The flags of `fbsearch bench replay`. `output` None is reports/replay/<study>."""
+
+    arms: Sequence[str]
+    reference: str
+    workers: Sequence[int] = (1, 4, 16)
+    num_repeats: int = 50
+    budget: float = 50.0
+    output: Path | None = None
+    command: str = "fbsearch bench replay"
+
+
+def bench_replay(path: Path, options: ReplayOptions, *, say: Callable[[str], None]) -> tuple[Replays, Path]:
+    """Replay every arm with every number of workers; return the scores and their folder.
+
+    The reference is replayed, too. After each arm replay.json is written, at the end the page and its figure; replays
+    that are in replay.json already are not repeated, and those of other flags stay. Raises ConfigError for unusable
+    files and flags, and where replay.json is of another table or budget; StorageError.
+    """
+    arms = parse_arms([options.reference, *options.arms])
+    table = read_table(path)
+    folder = options.output or Path("reports", "replay", file_name(table.study.name))
+    with lock_folder(folder):
+        check_files(folder)
+        found = _begin(table, folder, options)
+        for num_workers in options.workers:
+            for arm in arms:
+                found = _add(found, table, arm, num_workers=num_workers, num_repeats=options.num_repeats, say=say)
+                write_whole(folder / REPLAY_NAME, to_json(found))
+        found = found.model_copy(update={"arms": _score(found)})
+        write_whole(folder / REPLAY_NAME, to_json(found))
+        write_page(found, folder)
+    return found, folder
+
+
+def _begin(table: Table, folder: Path, options: ReplayOptions) -> Replays:
+    """Return the replays that are there, or none. ConfigError if they cannot stand beside those of this command."""
+    now = Replays(
+        table=table.path.name,
+        table_sha256=hashlib.sha256(table.path.read_bytes()).hexdigest(),
+        command=options.command,
+        machine=machine(num_threads=1),
+        table_machine=table.header.machine,
+        study=table.study.name,
+        num_configs=len(table.rows),
+        num_runs=sum(len(row.runs) for row in table.rows.values()),
+        seconds_of_run=round(table.seconds_of_run, 4),
+        best_accuracy=max(row.mean for row in table.rows.values()),
+        mean_accuracy=sum(row.mean for row in table.rows.values()) / len(table.rows),
+        budget=options.budget,
+        reference=options.reference,
+    )
+    path = folder / REPLAY_NAME
+    way_out = f"delete it to replay anew, or name another folder with --output (now {folder})"
+    before = read_record(path, Replays, way_out=way_out)
+    if before is None:
+        return now
+    for name in ("table_sha256", "budget"):
+        was, wanted = getattr(before, name), getattr(now, name)
+        if was != wanted:
+            raise ConfigError(f"{path}: has replays of another {name} ({was} -> {wanted}); {way_out}")
+    return now.model_copy(update={"replays": before.replays})
+
+
+def _add(
+    found: Replays, table: Table, arm: Arm, *, num_workers: int, num_repeats: int, say: Callable[[str], None]
+) -> Replays:
+    """Return the replays with those of an arm that are missing, and all scores."""
+    there = {item.key for item in found.replays}
+    seconds = found.budget * found.seconds_of_run / num_workers
+    new = [
+        replay(table, arm, num_workers=num_workers, repeat=repeat, seconds=seconds)
+        for repeat in range(num_repeats)
+        if (arm.name, num_workers, repeat) not in there
+    ]
+    replays = sorted((*found.replays, *new), key=lambda item: (item.num_workers, item.arm, item.repeat))
+    say(f"{arm.name}, {num_workers} workers: {len(new)} new replays, {sum(item.search_seconds for item in new):.0f} s")
+    return found.model_copy(update={"replays": tuple(replays)})
+
+
+def _score(found: Replays) -> tuple[ArmScore, ...]:
+    """Return the scores of all arms, those of fewer workers first, then the lower regret at the end."""
+    groups: dict[tuple[int, str], list[Replay]] = {}
+    for item in found.replays:
+        groups.setdefault((item.num_workers, item.arm), []).append(item)
+    scores = []
+    for (num_workers, _), own in groups.items():
+        scale = Scale(found.budget * found.seconds_of_run / num_workers, found.best_accuracy, found.mean_accuracy)
+        if (reference := groups.get((num_workers, found.reference))) is not None:
+            scores.append(score(own, reference, scale))
+    return tuple(sorted(scores, key=lambda item: (item.workers, item.regret)))

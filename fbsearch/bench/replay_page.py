@@ -1,0 +1,146 @@
+"""Replays of a table for people: the scores in a terminal, and a Markdown page with them and a figure."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fbsearch.bench.common import describe_machine, format_figure, make_table, print_report
+from fbsearch.bench.replay_records import REPLAY_NAME, ArmScore, Replays
+from fbsearch.bench.replay_search import ONE_EPOCH
+from fbsearch.errors import printable
+from fbsearch.files import FileKind, check_output, write_output
+from fbsearch.pictures.architecture import DRAWING
+from fbsearch.pictures.regret_chart import Curve, draw_regrets
+
+PAGE_NAME, FIGURE_NAME = "README.md", "regret.svg"
+MARK = "<!-- written by: fbsearch bench replay -->"
+PAGE = FileKind("page of replays", MARK.encode())
+COLUMNS = (
+    "arm",
+    "time to the reference's end",
+    "95%",
+    "regret at the end, points",
+    "95%",
+    "trials",
+    "complete",
+    "s a trial",
+)
+
+
+def check_files(folder: Path) -> None:
+    """Raise ConfigError where the page or its figure would be written over a file of another kind."""
+    for name, kind in ((PAGE_NAME, PAGE), (FIGURE_NAME, DRAWING)):
+        check_output(folder / name, kind=kind, force=False, way_out="--output names another folder")
+
+
+def write_page(found: Replays, folder: Path) -> None:
+    """Write the page and its figure. Raises ConfigError as `check_files` does, StorageError."""
+    write_output(folder / FIGURE_NAME, draw_figure(found), kind=DRAWING, force=False)
+    write_output(folder / PAGE_NAME, "\n".join(_page(found)) + "\n", kind=PAGE, force=False)
+
+
+def draw_figure(found: Replays) -> str:
+    """Return the SVG of all arms, a panel for each number of workers."""
+    panels = {
+        f"{num_workers} worker{'s' if num_workers > 1 else ''}": [Curve(arm.name, arm.curve) for arm in arms]
+        for num_workers, arms in _by_workers(found).items()
+    }
+    caption = (
+        "Interquartile mean of the regret over the repeats, judged by seeds that the search did not see; shaded: 95% "
+        f"interval of the reference, {found.reference}"
+    )
+    return draw_regrets(panels, reference=found.reference, title=f"Replays of the table {found.study}", caption=caption)
+
+
+def print_replays(console: Console, found: Replays, folder: Path) -> None:
+    """Print the scores."""
+    tables = [
+        make_table(f"{num_workers} workers, {_seconds(found, num_workers)}", COLUMNS, map(_cells, arms))
+        for num_workers, arms in _by_workers(found).items()
+    ]
+    files = ", ".join(str(folder / name) for name in (PAGE_NAME, FIGURE_NAME, REPLAY_NAME))
+    print_report(console, {"machine": found.machine}, *tables, *_remarks(found), f"{files}: written")
+
+
+def _by_workers(found: Replays) -> dict[int, list[ArmScore]]:
+    groups: dict[int, list[ArmScore]] = {}
+    for arm in found.arms:
+        groups.setdefault(arm.workers, []).append(arm)
+    return groups
+
+
+def _seconds(found: Replays, num_workers: int) -> str:
+    return f"{format_figure(found.budget * found.seconds_of_run / num_workers)} virtual seconds"
+
+
+def _cells(arm: ArmScore) -> list[str]:
+    low, high = arm.interval
+    return [
+        arm.name,
+        _ratio(arm.ratio),
+        f"{_ratio(low)} to {_ratio(high)}",
+        f"{100 * arm.regret:.2f}",
+        f"{100 * arm.regret_interval[0]:.2f} to {100 * arm.regret_interval[1]:.2f}",
+        f"{arm.num_trials:.0f}",
+        f"{arm.num_complete:.0f}",
+        format_figure(arm.search_seconds_per_trial) if arm.search_seconds_per_trial else "",
+    ]
+
+
+def _ratio(value: float | None) -> str:
+    return "never" if value is None else f"{value:.2f}"
+
+
+def _remarks(found: Replays) -> Iterator[str]:
+    yield (
+        f"The reference is {found.reference}: the first columns are the time until an arm has the reference's final "
+        "regret, as a multiple of the reference's own. `never`: not within the budget."
+    )
+    most = max((arm.repeats for arm in found.arms), default=0)
+    for arm in found.arms:
+        if arm.repeats < most:
+            yield f"{arm.name} with {arm.workers} workers: {arm.repeats} instead of {most} repeats."
+    exact = min((arm.exact for arm in found.arms), default=1.0)
+    if exact < 1:
+        yield f"Of the configurations drawn at least {exact:.0%} are in the table; the others count as their nearest."
+
+
+def _page(found: Replays) -> Iterator[str]:
+    """Yield the lines of the page."""
+    yield from (f"# Replays of the table {printable(found.study)}", "", MARK, "")
+    yield f"![Regret over virtual seconds]({FIGURE_NAME})"
+    for num_workers, arms in _by_workers(found).items():
+        yield from ("", f"## {num_workers} worker{'s' if num_workers > 1 else ''}, {_seconds(found, num_workers)}", "")
+        yield from _markdown(COLUMNS, map(_cells, arms))
+    yield ""
+    yield from (f"- {line}" for line in _remarks(found))
+    yield from ("", "## Conditions", "")
+    yield from _conditions(found)
+
+
+def _conditions(found: Replays) -> Iterator[str]:
+    repeats = max((arm.repeats for arm in found.arms), default=0)
+    yield f"    {printable(found.command)}"
+    yield ""
+    length = format_figure(found.seconds_of_run, " s")
+    yield (
+        f"{found.num_configs:,} configurations in {found.num_runs:,} runs of {length} on average, recorded on "
+        f"{describe_machine(found.table_machine)}. The best one has {found.best_accuracy:.2%} "
+        f"validation accuracy (mean of its seeds), a random one {found.mean_accuracy:.2%}, which counts while a search "
+        "has no complete trial."
+    )
+    yield ""
+    yield (
+        f"{repeats} repeats; in each every arm sees the same seed of a configuration, and what it names is judged by "
+        f"the other seeds. All workers together have the time of {found.budget:g} whole runs. Seconds are those of the "
+        "recorded runs; the sampler's own, in the last column, are not counted, nor is a worker's start. "
+        f"{ONE_EPOCH} is a schedule, not a search of the coordinator: one epoch of random configurations for half of "
+        f"the time, then the best of them to their end from where they stopped. All curves: `{REPLAY_NAME}`."
+    )
+
+
+def _markdown(columns: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,148 @@
+"""One replay of a table: a sampler and a pruner behind the coordinator of `fbsearch run`, on a virtual clock."""
+
+import heapq
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import optuna
+
+from fbsearch.bench.common import choose_names
+from fbsearch.bench.replay_records import Replay
+from fbsearch.bench.table_executor import TableExecutor, choose_run
+from fbsearch.bench.table_file import Row, Table, TableRun
+from fbsearch.config.study_file import SearchConfig, StudyConfig
+from fbsearch.errors import ConfigError
+from fbsearch.messages import Event
+from fbsearch.search.coordinator import Coordinator
+from fbsearch.search.state import SearchState
+from fbsearch.study.sampling import make_pruner
+from fbsearch.study.study import create_study
+
+ONE_EPOCH = "one_epoch"
+# The share of its seconds that ONE_EPOCH gives to first epochs.
+FIRST_SHARE = 0.5
+SAMPLERS = ("tpe", "random", "cmaes", "gp")
+NO_TIMEOUT = 1e9
+
+MakePruner = Callable[[StudyConfig], optuna.pruners.BasePruner]
+
+
+def _percentile_75(config: StudyConfig) -> optuna.pruners.BasePruner:
+    warm_up = max(1, config.train.epochs // 4)
+    return optuna.pruners.PercentilePruner(75, n_startup_trials=10, n_warmup_steps=warm_up, n_min_trials=10)
+
+
+def _of_study_file(name: str) -> MakePruner:
+    return lambda config: make_pruner(_with_search(config, pruner=name))
+
+
+PRUNERS: dict[str, MakePruner] = {
+    **{name: _of_study_file(name) for name in ("none", "median", "successive_halving", "hyperband")},
+    "percentile_75": _percentile_75,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A sampler and a pruner, or ONE_EPOCH: one epoch of many configurations, then the best of them to their end."""
+
+    sampler: str
+    pruner: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.sampler}+{self.pruner}" if self.pruner else self.sampler
+
+
+def parse_arms(names: Sequence[str]) -> list[Arm]:
+    """Return the arms of their names, each once. ConfigError for names that are none."""
+    if not names:
+        raise ConfigError(f"--arms: names none; write SAMPLER+PRUNER or {ONE_EPOCH}, several joined by commas")
+    arms = []
+    for name in dict.fromkeys(names):
+        sampler, _, pruner = name.partition("+")
+        if name != ONE_EPOCH:
+            choose_names([sampler], SAMPLERS, flag=f"--arms {name}: sampler")
+            choose_names([pruner], PRUNERS, flag=f"--arms {name}: pruner")
+        arms.append(Arm(sampler, pruner))
+    return arms
+
+
+def replay(table: Table, arm: Arm, *, num_workers: int, repeat: int, seconds: float) -> Replay:
+    """Search a table for so many virtual seconds. KeyboardInterrupt if Ctrl-C has stopped the search.
+
+    `repeat` is the seed of the sampler and chooses the table's runs that are shown: all arms see the same.
+    """
+    if arm.name == ONE_EPOCH:
+        return _replay_one_epoch(table, num_workers=num_workers, repeat=repeat, seconds=seconds)
+    config = _with_search(table.study, sampler=arm.sampler, pruner="none", seed=repeat)
+    study = create_study(optuna.storages.InMemoryStorage(), config)
+    study.pruner = PRUNERS[arm.pruner](config)
+    executor = TableExecutor(table, num_workers=num_workers, draw=repeat)
+    found: dict[int, float] = {}  # the best trials, with the seconds at which they were
+
+    def note(state: SearchState, _event: Event | None) -> None:
+        if state.best is not None:
+            found.setdefault(state.best.number, executor.clock())
+
+    started = time.process_time()
+    state = Coordinator(
+        study, config, executor, num_trials=None, timeout=seconds, trial_timeout=NO_TIMEOUT, show=note,
+        num_with_attention=0, clock=executor.clock,
+    ).run()  # fmt: skip
+    if state.end == "interrupted":
+        raise KeyboardInterrupt
+    chosen = [(when, *executor.runs[number]) for number, when in found.items()]
+    return Replay(
+        arm=arm.name,
+        num_workers=num_workers,
+        repeat=repeat,
+        incumbents=_judge(chosen, until=seconds),
+        num_trials=len(executor.runs),
+        num_complete=state.num_complete,
+        exact=executor.num_exact / executor.num_submitted,
+        search_seconds=time.process_time() - started,
+    )
+
+
+def _with_search(config: StudyConfig, **changes: object) -> StudyConfig:
+    search = SearchConfig.model_validate(config.search.model_dump() | changes)
+    return config.model_copy(update={"search": search})
+
+
+def _judge(found: Sequence[tuple[float, Row, TableRun]], *, until: float) -> tuple[tuple[float, float], ...]:
+    return tuple((round(when, 3), round(row.judge(run), 6)) for when, row, run in found if when <= until)
+
+
+def _replay_one_epoch(table: Table, *, num_workers: int, repeat: int, seconds: float) -> Replay:
+    """Train one epoch of random configurations, then the best of them from there to their end, the best first.
+
+    This is no search of the coordinator, which cannot go on with a trial that it has pruned.
+    """
+    rows = list(table.rows.values())
+    random.Random(repeat).shuffle(rows)
+    chosen = [(row, run) for row in rows if (run := choose_run(row, draw=repeat)).value is not None]
+    free = [0.0] * num_workers
+    looked: list[tuple[Row, TableRun]] = []
+    for row, run in chosen:
+        if free[0] + run.seconds[0] > FIRST_SHARE * seconds:
+            break
+        heapq.heapreplace(free, free[0] + run.seconds[0])
+        looked.append((row, run))
+    ended = []
+    for row, run in sorted(looked, key=lambda pair: pair[1].val_accuracy[0], reverse=True):
+        end = heapq.heapreplace(free, free[0] + sum(run.seconds[1:])) + sum(run.seconds[1:])
+        if end <= seconds:
+            ended.append((end, row, run))
+    best, found = -1.0, []
+    for end, row, run in sorted(ended, key=lambda item: item[0]):
+        assert run.value is not None, "failed runs are left out"
+        if run.value > best:
+            best = run.value
+            found.append((end, row, run))
+    return Replay(
+        arm=ONE_EPOCH, num_workers=num_workers, repeat=repeat, incumbents=_judge(found, until=seconds),
+        num_trials=len(looked), num_complete=len(ended), exact=1.0, search_seconds=0.0,
+    )  # fmt: skip
