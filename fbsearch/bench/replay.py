@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fbsearch.bench.common import machine
 from fbsearch.bench.replay_page import check_files, write_page
 from fbsearch.bench.replay_records import REPLAY_NAME, ArmScore, Replay, Replays
-from fbsearch.bench.replay_scores import Scale, score
-from fbsearch.bench.replay_search import Arm, parse_arms, replay
+from fbsearch.bench.replay_scores import Scale, interquartile_mean, score
+from fbsearch.bench.replay_search import Arm, name_after_all, parse_arms, replay
 from fbsearch.bench.table_file import Table, read_table
 from fbsearch.errors import ConfigError
 from fbsearch.files import file_name, write_whole
@@ -55,6 +57,8 @@ def bench_replay(path: Path, options: ReplayOptions, *, say: Callable[[str], Non
 
 def _begin(table: Table, folder: Path, options: ReplayOptions) -> Replays:
     """Return the replays that are there, or none. ConfigError if they cannot stand beside those of this command."""
+    best = max(row.mean for row in table.rows.values())
+    exhaustive = [best - name_after_all(table, repeat=repeat) for repeat in range(options.num_repeats)]
     now = Replays(
         table=table.path.name,
         table_sha256=hashlib.sha256(table.path.read_bytes()).hexdigest(),
@@ -65,8 +69,9 @@ def _begin(table: Table, folder: Path, options: ReplayOptions) -> Replays:
         num_configs=len(table.rows),
         num_runs=sum(len(row.runs) for row in table.rows.values()),
         seconds_of_run=round(table.seconds_of_run, 4),
-        best_accuracy=max(row.mean for row in table.rows.values()),
+        best_accuracy=best,
         mean_accuracy=sum(row.mean for row in table.rows.values()) / len(table.rows),
+        exhaustive_regret=round(float(interquartile_mean(np.array(exhaustive), axis=0)), 6),
         budget=options.budget,
         reference=options.reference,
     )

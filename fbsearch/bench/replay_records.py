@@ -55,7 +55,10 @@ class ArmScore(Record):
 
 
 class Replays(Record):
-    """The content of replay.json. `budget` is in whole runs of mean length, shared by all workers."""
+    """The content of replay.json. `budget` is in whole runs of mean length, shared by all workers.
+
+    `exhaustive_regret` is the interquartile mean of a search's regret that has trained every configuration once.
+    """
 
     format: Literal["fbsearch-replay/1"] = "fbsearch-replay/1"
     table: str
@@ -69,6 +72,7 @@ class Replays(Record):
     seconds_of_run: float
     best_accuracy: Accuracy
     mean_accuracy: Accuracy
+    exhaustive_regret: float
     budget: float
     reference: str
     arms: tuple[ArmScore, ...] = ()

@@ -107,6 +107,18 @@ def replay(table: Table, arm: Arm, *, num_workers: int, repeat: int, seconds: fl
     )
 
 
+def rank(run: TableRun) -> tuple[float, int]:
+    """Return what orders runs as a search orders trials: the higher accuracy, then the smaller network."""
+    return run.value or 0.0, -run.num_parameters
+
+
+def name_after_all(table: Table, *, repeat: int) -> float:
+    """Return the accuracy, judged by the unseen seeds, of what a search names that trains every configuration once."""
+    runs = [(row, choose_run(row, draw=repeat)) for row in table.rows.values()]
+    row, run = max(runs, key=lambda pair: rank(pair[1]))
+    return row.judge(run)
+
+
 def _with_search(config: StudyConfig, **changes: object) -> StudyConfig:
     search = SearchConfig.model_validate(config.search.model_dump() | changes)
     return config.model_copy(update={"search": search})
@@ -136,11 +148,10 @@ def _replay_one_epoch(table: Table, *, num_workers: int, repeat: int, seconds: f
         end = heapq.heapreplace(free, free[0] + sum(run.seconds[1:])) + sum(run.seconds[1:])
         if end <= seconds:
             ended.append((end, row, run))
-    best, found = -1.0, []
+    best, found = (-1.0, 0), []
     for end, row, run in sorted(ended, key=lambda item: item[0]):
-        assert run.value is not None, "failed runs are left out"
-        if run.value > best:
-            best = run.value
+        if rank(run) > best:
+            best = rank(run)
             found.append((end, row, run))
     return Replay(
         arm=ONE_EPOCH, num_workers=num_workers, repeat=repeat, incumbents=_judge(found, until=seconds),

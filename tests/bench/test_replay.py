@@ -12,7 +12,7 @@ from made_table import SPACE, final_accuracy, make_run, make_runs, write_table
 
 from fbsearch.bench.replay_records import Replay
 from fbsearch.bench.replay_scores import NUM_TIMES, Scale, interquartile_mean, score
-from fbsearch.bench.replay_search import ONE_EPOCH, PRUNERS, Arm, parse_arms, replay
+from fbsearch.bench.replay_search import ONE_EPOCH, PRUNERS, Arm, name_after_all, parse_arms, replay
 from fbsearch.bench.table_executor import TableExecutor, choose_run, nearest_row
 from fbsearch.bench.table_file import Table, read_table
 from fbsearch.messages import Epoch, FailureKind, Finished, Started, Stopped
@@ -119,6 +119,12 @@ def test_replay_of_a_run_that_failed_goes_on(tmp_path: Path) -> None:
     assert (looked.num_trials, looked.num_complete) == (7, 7)
 
 
+def test_name_after_all_is_where_an_endless_search_ends(table: Table) -> None:
+    for repeat in range(3):
+        found = replay(table, Arm("random", "none"), num_workers=1, repeat=repeat, seconds=FOREVER)
+        assert found.incumbents[-1][1] == pytest.approx(name_after_all(table, repeat=repeat))
+
+
 def test_one_epoch_trains_the_best_first_from_where_they_stopped(table: Table) -> None:
     found = replay(table, Arm(ONE_EPOCH), num_workers=1, repeat=0, seconds=26)
     assert found.num_trials == 8, "8 first epochs take 4 x 1 + 4 x 2 = 12 of 13 seconds"
@@ -189,6 +195,7 @@ def test_replay_command_compares_arms_and_writes_page_and_figure(
     assert len(re.findall(r"^\| random\+none \| ", page, flags=re.MULTILINE)) == 2
     svg = (folder / "regret.svg").read_text()
     assert svg.startswith("<svg") and all(f">{text}<" in svg for text in ("1 worker", "2 workers", "one_epoch"))
+    assert found["exhaustive_regret"] == pytest.approx(0, abs=0.01) and "Who trains every configuration once" in page
     # Other arms join those that are there.
     code, shown, errors = fbsearch(*command, "--arms", "random+median")
     assert code == 0 and "tpe+successive_halving, 1 workers: 0 new replays" in errors
