@@ -2,9 +2,9 @@
 
     python tests/gpu_accept.py A|B|C --device cuda [--output DIR]
 
-A: right and fast. B: studies. C: the winner of B, and faults. Each step is a process with a time limit; DIR/A.jsonl gets
-a line {step, ok, seconds, predicted, measured} for each, DIR/STEP.log what it has printed. The exit code is 1 if a step
-has failed. Needs no internet: what is not installed is taken from .gpu/, which tests/gpu_pack.sh makes.
+A: right and fast. B: studies. C: the winner of B, and faults. Each step is a process with a time limit; DIR/A.jsonl
+gets a line {step, ok, seconds, predicted, measured} for each, DIR/STEP.log what it has printed. The exit code is 1 if a
+step has failed. Needs no internet: what is not installed is taken from .gpu/, which tests/gpu_pack.sh makes.
 `--device cpu --tiny` runs the same steps as small as they get, to find mistakes in them without a GPU.
 """
 
@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,15 +22,15 @@ PACKED = ROOT / ".gpu"
 PART_SECONDS = 9.5 * 60
 
 
-def main() -> int:
-    """Run one part."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one part and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["A", "B", "C"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=ROOT / "reports" / "gpu" / "run")
     parser.add_argument("--winner", type=Path, help="for C: the export of the search in B; by default in DIR")
     parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if importlib.util.find_spec("optuna") is None:
         _restart_with_packed_wheels()
 

@@ -1,4 +1,4 @@
-"""Steps of the acceptance run: each a process with a time limit, its record flushed at once, and one line on the terminal.
+"""Steps of the acceptance run: each a process with a time limit, a flushed record, and a line on the terminal.
 
 Nothing that a step does, crashing and hanging included, keeps the next one from running.
 """
@@ -30,6 +30,11 @@ class Setting:
     output: Path
     packed: Path  # what gpu_pack.sh has made
     winner: Path  # an export of the search in part B, for part C
+
+    @property
+    def on_gpu(self) -> bool:
+        """True for a CUDA device; unlike torch, it asks no driver, so that processes may still be forked."""
+        return self.device.startswith("cuda")
 
     def small(self, tiny: Any, real: Any) -> Any:
         """Return the first value in a tiny run, the second in a real one."""
@@ -65,7 +70,10 @@ def run_steps(part: str, steps: list[Step], setting: Setting, *, limit_seconds: 
             records.write(json.dumps(record, default=str) + "\n")
             records.flush()
             os.fsync(records.fileno())
-            print(f"{'PASS' if ok else 'FAIL'} {part} {step.name} {record['seconds']:.0f} s {_short(measured)}", flush=True)
+            print(
+                f"{'PASS' if ok else 'FAIL'} {part} {step.name} {record['seconds']:.0f} s {_short(measured)}",
+                flush=True,
+            )
             all_passed &= ok
     return all_passed
 
@@ -103,8 +111,6 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 def _measure(connection: Connection, step: Step, setting: Setting) -> None:
     """Run in the step's process, with its output in a file; send the result."""
     os.setsid()
-    # A process that this step starts must not take it for a daemon, which may start none.
-    multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     sys.stdout.flush()
     with (setting.output / f"{step.name}.log").open("w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
