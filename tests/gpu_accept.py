@@ -2,9 +2,10 @@
 
     python tests/gpu_accept.py A|B|C --device cuda [--output DIR]
 
-A: right and fast. B: studies. C: the winner of B, and faults. Each step is a process with a time limit; DIR/A.jsonl
-gets a line {step, ok, seconds, predicted, measured} for each, DIR/STEP.log what it has printed. The exit code is 1 if a
-step has failed. Needs no internet: what is not installed is taken from .gpu/, which tests/gpu_pack.sh makes.
+A: right and fast. B: studies. C: the winner of B, and faults. Several parts run one after another. Each step is a
+process with a time limit; DIR/A.jsonl gets a line {step, ok, seconds, predicted, measured} for each, DIR/STEP.log what
+it has printed. The exit code is 1 if a step has failed. Needs no internet: what is not installed is taken from .gpu/,
+which tests/gpu_pack.sh makes.
 `--device cpu --tiny` runs the same steps as small as they get, to find mistakes in them without a GPU.
 """
 
@@ -17,15 +18,16 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 PACKED = ROOT / ".gpu"
 PART_SECONDS = 9.5 * 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one part and return the exit code."""
+    """Run the parts and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["A", "B", "C"])
+    parser.add_argument("parts", nargs="+", choices=["A", "B", "C"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=ROOT / "reports" / "gpu" / "run")
     parser.add_argument("--winner", type=Path, help="for C: the export of the search in B; by default in DIR")
@@ -34,14 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("optuna") is None:
         _restart_with_packed_wheels()
 
+    # Steps and the processes that they start find the modules beside this file.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
     from gpu import faults, speed, studies
     from gpu.harness import Setting, run_steps
 
-    steps = {"A": speed.STEPS, "B": studies.STEPS, "C": faults.STEPS}[arguments.part]
+    steps = {"A": speed.STEPS, "B": studies.STEPS, "C": faults.STEPS}
     output = arguments.output.resolve()
     winner = (arguments.winner or output / "winner.yaml").resolve()
     setting = Setting(arguments.device, arguments.tiny, output, PACKED, winner)
-    return 0 if run_steps(arguments.part, steps, setting, limit_seconds=PART_SECONDS) else 1
+    passed = [run_steps(part, steps[part], setting, limit_seconds=PART_SECONDS) for part in arguments.parts]
+    return 0 if all(passed) else 1
 
 
 def _restart_with_packed_wheels() -> None:

@@ -111,7 +111,10 @@ def join(device: str) -> Iterator[Team]:
         torch.cuda.set_device(device)
     # A 1x1 kernel's strides can be written in two ways, which DistributedDataParallel takes for two layouts.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
+    if on_cuda:  # NCCL need not guess its GPU, and connects at once
+        torch.distributed.init_process_group("nccl", device_id=torch.device(device))
+    else:
+        torch.distributed.init_process_group("gloo")
     try:
         yield Team(torch.distributed.get_rank(), torch.distributed.get_world_size())
         torch.distributed.barrier()  # no process may leave while another still waits for it

@@ -60,15 +60,16 @@ def measure_memory(
     except EOFError:
         answer = "the process that measures it has died"
     finally:
-        ours.close()  # which ends the process
+        process.kill()
         process.join()
+        ours.close()
     if isinstance(answer, str):
         raise DeviceError(answer)
     return {"free_mib": free / 2**20, "worker_mib": max(1.0, (held + answer) / 2**20)}
 
 
 def _hold(connection: Connection, study: str, device_name: str) -> None:
-    """Train the heaviest trial and hold its memory until the other end closes.
+    """Train the heaviest trial and hold its memory until the process is killed.
 
     Send the bytes by which torch's allocator has held more at its peak than it holds now, or the reason of a failure.
     """

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -74,7 +75,9 @@ def _main(folder: Path, output: Path, words: list[str]) -> None:
 
 
 def write_study(folder: Path, **content: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a study file into an empty folder: a study of an earlier run there would go on."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ LEFT_GIB = 4
 def train_winner(setting: Setting) -> tuple[bool, dict[str, Any]]:
     """Train the winner of part B on all training images, and score the test images once."""
     folder = setting.output / "winner"
+    shutil.rmtree(folder, ignore_errors=True)
     options: list[object] = ["--seeds", 1, "--device", setting.device, "--output", folder]
     options += setting.small(["--epochs", 1], ["--seconds", WINNER_SECONDS])
     started = time.monotonic()

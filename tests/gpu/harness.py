@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 # Imported once by the server that steps are forked from. It must not touch CUDA: the steps could not use it then.
-PRELOADED = ["torch._dynamo", "fbsearch.workers.worker", "fbsearch.winners.retrain", "fbsearch.search.coordinator"]
+PRELOADED = ["torch._dynamo", "fbsearch.cli.search", "fbsearch.winners.final_training"]
+PRELOADED += ["gpu.speed", "gpu.studies", "gpu.faults"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Step:
     measure: Measure
     limit_seconds: float
     predicted: dict[str, Any] = field(default_factory=dict)
+    is_tiny: bool = True  # False for what a tiny run would only repeat
 
 
 def run_steps(part: str, steps: list[Step], setting: Setting, *, limit_seconds: float) -> bool:
@@ -63,6 +65,8 @@ def run_steps(part: str, steps: list[Step], setting: Setting, *, limit_seconds: 
     all_passed = True
     with (setting.output / f"{part}.jsonl").open("w", encoding="utf-8") as records:
         for step in steps:
+            if setting.tiny and not step.is_tiny:
+                continue
             started = time.monotonic()
             ok, measured = _run(context, step, setting, seconds=min(step.limit_seconds, deadline - started))
             record = {"step": step.name, "ok": ok, "seconds": round(time.monotonic() - started, 2)}

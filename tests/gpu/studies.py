@@ -117,6 +117,7 @@ STEPS = [
             functools.partial(search_digits, workers=workers),
             50,
             {"best": ">= 0.98", "search_seconds": seconds},
+            is_tiny=workers == 2,
         )
         for workers, seconds in ((1, "60-90"), (2, "35-50"), (4, "20-35"), (8, "20-35"))
     ),
