@@ -48,7 +48,8 @@ def search(
     Args:
         data: A folder of images (train/<class>/*, optional val/ and test/), a study file (.yaml), a `StudyConfig`, the
             name of a data set such as `cifar10`, an .npz file, or (images, labels): arrays [N, H, W] or [N, H, W, C]
-            of uint8 or float, and N labels. Without it: scikit-learn's digits.
+            of uint8 or float, and N labels, which are written once, beside the database. Without it: scikit-learn's
+            digits.
         trials: Finished trials the study has in the end, earlier ones counted; None is no limit.
         study: A study file or `StudyConfig` that says what to search in a folder or in arrays; of its `data` all but
             name and root are used. Without it a folder gets what `fbsearch init --images` chooses, arrays the default
