@@ -21,7 +21,8 @@ from fbsearch.files import write_whole
 from fbsearch.messages import EpochStats
 from fbsearch.training.devices import choose_device, is_out_of_memory, prepare_device
 from fbsearch.training.distributed import Team
-from fbsearch.training.loop import TrainState, train
+from fbsearch.training.loop import train
+from fbsearch.training.run import TrainState
 from fbsearch.winners.checkpoint import check_weights, load_state, save_state
 from fbsearch.winners.plan import Run, RunError
 from fbsearch.winners.progress import View

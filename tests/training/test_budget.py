@@ -13,8 +13,9 @@ from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.budget import SecondsBudget, measure_steps
-from fbsearch.training.loop import TrainState, train
+from fbsearch.training.loop import train
 from fbsearch.training.requirements import measure_cost
+from fbsearch.training.run import TrainState
 
 MODEL = ModelConfig(fractal_levels=(1,), base_channels=4, stem="patch4", drop_path="local", dropout=0.2)
 CPU = torch.device("cpu")

@@ -32,7 +32,8 @@ from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import prepare_device
 from fbsearch.training.evaluation import evaluate
-from fbsearch.training.loop import TrainState, train
+from fbsearch.training.loop import train
+from fbsearch.training.run import TrainState
 from fbsearch.winners.checkpoint import load_model
 from fbsearch.winners.plan import Run, plan_runs
 from fbsearch.winners.plan import Settings as RunSettings
