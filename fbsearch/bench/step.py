@@ -108,7 +108,9 @@ class Subject:
     def _peak_on_cpu(self) -> int:
         # The profiler's library logs to stderr by itself, such as an error where there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        cpu = torch.profiler.ProfilerActivity.CPU
+        # acc_events: torch 2.11 warns that the events of other cycles are dropped; there is one cycle.
+        with torch.profiler.profile(activities=[cpu], profile_memory=True, acc_events=True) as profile:
             self._two_steps()
         assert profile.profiler is not None and profile.profiler.kineto_results is not None
         events = profile.profiler.kineto_results.events()

@@ -15,6 +15,7 @@ from gpu.harness import Setting, Step
 
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fbsearch.data.dataset import load_dataset
+from fbsearch.errors import FbsearchError
 from fbsearch.messages import Event, Failed, Finished, Ready, WorkerDied
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import choose_device, prepare_device
@@ -99,13 +100,19 @@ def kill_worker(setting: Setting) -> tuple[bool, dict[str, Any]]:
     workers = setting.small(1, 2)
     command = ["run", path, "--trials", num_trials, "--workers", workers, "--device", setting.device]
     running = Command(setting, folder, *command, "--storage", f"sqlite:///{folder}/fbsearch.db")
-    database = folder / "fbsearch.db"
-    assert wait_until(lambda: database.exists() and read_study(folder)["num_epochs"], seconds=90)
+    assert wait_until(lambda: _has_epochs(folder), seconds=90)
     workers_of(running)[-1].kill()
     running.wait()
     measured = read_study(folder)
     num_died = sum(count for text, count in measured["failures"].items() if "SIGKILL" in text)
     return measured["num_finished"] == num_trials and num_died == 1, measured
+
+
+def _has_epochs(folder: Path) -> bool:
+    try:
+        return bool(read_study(folder)["num_epochs"])
+    except FbsearchError:  # the search has not created its study yet
+        return False
 
 
 def lose_context(setting: Setting) -> tuple[bool, dict[str, Any]]:

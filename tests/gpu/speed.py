@@ -180,7 +180,8 @@ def measure_timeline(setting: Setting) -> tuple[bool, dict[str, Any]]:
         for _ in range(3):
             timed.call()
         wait(device)
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: len(forms)]) as profiler:
+        activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: len(forms)]
+        with profile(activities=activities, acc_events=True) as profiler:
             for _ in range(setting.small(1, NUM_TIMED_STEPS)):
                 timed.call()
             wait(device)

@@ -185,7 +185,8 @@ def test_parts_at_any_size_equal_the_plain_form(shape):
 
 
 def count_convolutions(forward, x_BCHW: Tensor) -> int:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile, torch.no_grad():
         forward(x_BCHW)
     return sum(event.name == "aten::convolution" for event in profile.events())
 
@@ -245,7 +246,8 @@ def test_pointwise_is_a_1x1_convolution(channels, dtype):
 
 def peak_bytes(forward, net: FractalBrainNet, x_BCHW: Tensor) -> int:
     """The most that a forward and backward pass hold at once, parameters and images aside."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         forward(net, x_BCHW).sum().backward()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))

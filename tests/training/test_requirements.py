@@ -42,7 +42,7 @@ def make_data(*, in_channels: int, image_size: int, num_train: int, num_val: int
 def measure(config: TrialConfig, data: Dataset) -> float:
     """The most that torch's allocator holds (MiB) while a network is built, trained for two steps and validated."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         info = data.info
         model = FractalBrainNet(
             config.model, num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size
