@@ -75,15 +75,15 @@ CASES = [
     (make_trial(ModelConfig(fractal_levels=(2, 2), base_channels=24), batch_size=64, optimizer="sgd"), 1, 8),
     (make_trial(ModelConfig(fractal_levels=(1,), base_channels=4, drop_path="mixed"), batch_size=64), 1, 8),
     (make_trial(ModelConfig(fractal_levels=(3, 1), base_channels=16, global_attention="pooled", activation="mish"),
-                batch_size=32, precision="bf16"), 3, 16),
+                batch_size=16, precision="bf16"), 3, 16),
     (make_trial(ModelConfig(fractal_levels=(1, 1, 1), base_channels=64, global_attention="none"),
                 batch_size=16, optimizer="rmsprop"), 3, 16),
     (make_trial(ModelConfig(fractal_levels=(1, 2), base_channels=16, activation="maxout"), batch_size=8), 3, 32),
-    (make_trial(ModelConfig(fractal_levels=(2, 3), base_channels=16), batch_size=32, keep_best=True), 3, 32),
+    (make_trial(ModelConfig(fractal_levels=(2, 3), base_channels=16), batch_size=16, keep_best=True), 3, 32),
     (make_trial(ModelConfig(fractal_levels=(2,), base_channels=8, drop_path="channel"), batch_size=4), 3, 24),
     (make_trial(ModelConfig(fractal_levels=(1, 2), base_channels=32, stem="conv7", activation="relu"),
-                batch_size=48, optimizer="adam", precision="bf16"), 3, 48),
-    (make_trial(ModelConfig(fractal_levels=(4,), base_channels=8, continuous_learning=False), batch_size=24), 1, 20),
+                batch_size=16, optimizer="adam", precision="bf16"), 3, 48),
+    (make_trial(ModelConfig(fractal_levels=(4,), base_channels=8, continuous_learning=False), batch_size=12), 1, 20),
 ]  # fmt: skip
 
 
