@@ -99,7 +99,7 @@ class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore
             self.model_ = study.train(
                 seeds=1,
                 epochs=self.final_epochs,
-                device="auto" if self.device.startswith("cuda") else self.device,
+                device=self.device,
                 output=folder,
                 progress=self.progress,
             )
