@@ -25,7 +25,7 @@ def test_tour_runs_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "<pre" in progress and "4/4" in progress
     assert "<svg" in outputs(notebook, "study") and "What mattered is not known" in outputs(notebook, "study")
     assert "test accuracy" in outputs(notebook, "study.train")
-    assert (tmp_path / "studies" / "fbsearch.db").exists() and (tmp_path / "reports" / "tour.html").exists()
+    assert (tmp_path / "studies" / "fbsearch.db").exists() and (tmp_path / "reports" / "tour.yaml").exists()
 
 
 def test_tour_holds_no_outputs() -> None:
