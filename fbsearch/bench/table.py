@@ -19,8 +19,8 @@ from fbsearch.bench.table_file import (
     pack,
     parse_lines,
     read_lines,
+    resolve_stem,
 )
-from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import draw_point, grid_points
 from fbsearch.config.study_file import StudyConfig, load_study_file
 from fbsearch.errors import ConfigError
@@ -162,12 +162,12 @@ class _Recording:
 
     def _train(self, point: _Point, seed: int) -> TableRun:
         """Train one run as a search would, without stopping it."""
-        config = self.study.trial(point.values, seed=seed)
+        config = resolve_stem(self.study.trial(point.values, seed=seed), image_size=self.image_size)
         clock = training_clock(self.worker.device)
         costs: dict[str, Any] = {"num_parameters": 0, "flops": 0}
         epochs, seconds, end = list[EpochStats](), list[float](), dict[str, Any]()
         started = clock()
-        for event in self.worker.run(0, _resolved(config, self.image_size)):
+        for event in self.worker.run(0, config):
             match event:
                 case Started():
                     costs = {"num_parameters": event.num_parameters, "flops": event.flops}
@@ -186,10 +186,6 @@ class _Recording:
             for name in ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
         }
         return TableRun(values=point.values, seed=seed, seconds=tuple(seconds), **costs, **figures, **end)
-
-
-def _resolved(config: TrialConfig, image_size: int) -> TrialConfig:
-    return config.model_copy(update={"model": config.model.resolve_stem(image_size)})
 
 
 def _hardware(machine: dict[str, Any]) -> tuple[Any, ...]:

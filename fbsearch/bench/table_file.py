@@ -99,9 +99,14 @@ class Table:
         return DatasetInfo(**fields, class_names=tuple(map(str, range(fields["num_classes"]))))
 
 
+def resolve_stem(config: TrialConfig, *, image_size: int) -> TrialConfig:
+    """Return a configuration as a search trains it, for images of `image_size` pixels."""
+    return config.model_copy(update={"model": config.model.resolve_stem(image_size)})
+
+
 def config_key(config: TrialConfig, *, image_size: int) -> str:
     """Return the key of a configuration, equal for those that a search takes for the same; `image_size` in pixels."""
-    return canonical(config.model_copy(update={"model": config.model.resolve_stem(image_size)}))
+    return canonical(resolve_stem(config, image_size=image_size))
 
 
 def journal_of(path: Path) -> Path:

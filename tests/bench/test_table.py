@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from made_table import make_run, write_table
 
-from fbsearch.bench.table_file import Table, read_table
+from fbsearch.bench.table_file import Table, config_key, read_table
+from fbsearch.config.space import grid_points
+from fbsearch.config.study_file import load_study_file
 
 STUDY = """
 name: tiny
@@ -25,6 +27,7 @@ space:
 """
 NUM_CONFIGS = 6  # without dynamics there are no patterns
 TABLE = Path("studies", "tables", "tiny.jsonl.xz")
+TABLES = Path(__file__).parents[2] / "studies" / "tables"
 Fbsearch = Callable[..., tuple[int, str, str]]
 
 
@@ -161,6 +164,26 @@ def test_read_table_names_the_damaged_line(fbsearch: Fbsearch, tmp_path: Path) -
     code, _, errors = fbsearch("bench", "replay", path)
     assert code == 1 and "has no run yet" in errors
     assert fbsearch("bench", "replay", "absent.jsonl.xz")[0] == 1
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.jsonl.xz")), ids=lambda path: path.name)
+def test_committed_tables_are_small_and_of_their_study(path: Path) -> None:
+    assert path.stat().st_size < 2 * 2**20
+    table = read_table(path)
+    study = load_study_file(path.with_name(path.name.removesuffix(".jsonl.xz") + ".yaml"))
+    assert table.study == study
+    points = grid_points(study.space)
+    keys = {config_key(study.trial(point, seed=0), image_size=table.dataset.image_size) for point in points}
+    assert set(table.rows) == keys, "every look-up is exact"
+    assert all(len(run.val_accuracy) == study.train.epochs for row in table.rows.values() for run in row.runs)
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_committed_studies_of_tables_are_grids(path: Path) -> None:
+    study = load_study_file(path)
+    assert path.stem == study.name and 300 <= len(grid_points(study.space)) <= 600
+    for _ in study.corners():
+        pass
 
 
 def test_read_table_orders_the_runs_of_a_configuration_by_seed(tmp_path: Path) -> None:
