@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fbsearch.bench.common import machine
-from fbsearch.bench.replay_page import check_files, write_page
+from fbsearch.bench.replay_page import check_files, count_workers, write_page
 from fbsearch.bench.replay_records import REPLAY_NAME, ArmScore, Replay, Replays
 from fbsearch.bench.replay_scores import Scale, interquartile_mean, score
 from fbsearch.bench.replay_search import Arm, name_after_all, parse_arms, replay
@@ -99,7 +99,8 @@ def _add(
         if (arm.name, num_workers, repeat) not in there
     ]
     replays = sorted((*found.replays, *new), key=lambda item: (item.num_workers, item.arm, item.repeat))
-    say(f"{arm.name}, {num_workers} workers: {len(new)} new replays, {sum(item.search_seconds for item in new):.0f} s")
+    took = sum(item.search_seconds for item in new)
+    say(f"{arm.name}, {count_workers(num_workers)}: {len(new)} new replays, {took:.0f} s")
     return found.model_copy(update={"replays": tuple(replays)})
 
 

@@ -43,7 +43,7 @@ def write_page(found: Replays, folder: Path) -> None:
 def draw_figure(found: Replays) -> str:
     """Return the SVG of all arms, a panel for each number of workers."""
     panels = {
-        f"{num_workers} worker{'s' if num_workers > 1 else ''}": [Curve(arm.name, arm.curve) for arm in arms]
+        count_workers(num_workers): [Curve(arm.name, arm.curve) for arm in arms]
         for num_workers, arms in _by_workers(found).items()
     }
     caption = (
@@ -56,11 +56,16 @@ def draw_figure(found: Replays) -> str:
 def print_replays(console: Console, found: Replays, folder: Path) -> None:
     """Print the scores."""
     tables = [
-        make_table(f"{num_workers} workers, {_seconds(found, num_workers)}", COLUMNS, map(_cells, arms))
+        make_table(f"{count_workers(num_workers)}, {_seconds(found, num_workers)}", COLUMNS, map(_cells, arms))
         for num_workers, arms in _by_workers(found).items()
     ]
     files = ", ".join(str(folder / name) for name in (PAGE_NAME, FIGURE_NAME, REPLAY_NAME))
     print_report(console, {"machine": found.machine}, *tables, *_remarks(found), f"{files}: written")
+
+
+def count_workers(number: int) -> str:
+    """Return `1 worker`, `4 workers`."""
+    return f"{number} worker{'' if number == 1 else 's'}"
 
 
 def _by_workers(found: Replays) -> dict[int, list[ArmScore]]:
@@ -104,7 +109,7 @@ def _remarks(found: Replays) -> Iterator[str]:
     most = max((arm.repeats for arm in found.arms), default=0)
     for arm in found.arms:
         if arm.repeats < most:
-            yield f"{arm.name} with {arm.workers} workers: {arm.repeats} instead of {most} repeats."
+            yield f"{arm.name} with {count_workers(arm.workers)}: {arm.repeats} instead of {most} repeats."
     exact = min((arm.exact for arm in found.arms), default=1.0)
     if exact < 1:
         yield f"Of the configurations drawn at least {exact:.0%} are in the table; the others count as their nearest."
@@ -115,7 +120,7 @@ def _page(found: Replays) -> Iterator[str]:
     yield from (f"# Replays of the table {printable(found.study)}", "", MARK, "")
     yield f"![Regret over virtual seconds]({FIGURE_NAME})"
     for num_workers, arms in _by_workers(found).items():
-        yield from ("", f"## {num_workers} worker{'s' if num_workers > 1 else ''}, {_seconds(found, num_workers)}", "")
+        yield from ("", f"## {count_workers(num_workers)}, {_seconds(found, num_workers)}", "")
         yield from _markdown(COLUMNS, map(_cells, arms))
     yield ""
     yield from (f"- {line}" for line in _remarks(found))

@@ -198,7 +198,7 @@ def test_replay_command_compares_arms_and_writes_page_and_figure(
     assert found["exhaustive_regret"] == pytest.approx(0, abs=0.01) and "Who trains every configuration once" in page
     # Other arms join those that are there.
     code, shown, errors = fbsearch(*command, "--arms", "random+median")
-    assert code == 0 and "tpe+successive_halving, 1 workers: 0 new replays" in errors
+    assert code == 0 and "tpe+successive_halving, 1 worker: 0 new replays" in errors
     assert "random+median" in shown and "one_epoch" in shown and "never" in shown
     there = json.loads((folder / "replay.json").read_text())
     assert [item for item in there["replays"] if item["arm"] != "random+median"] == found["replays"]
