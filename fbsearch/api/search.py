@@ -1,7 +1,9 @@
 """A search from Python: what `fbsearch run` does, with a callback in place of a terminal."""
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -88,13 +90,25 @@ def search(
             config.data, workers=workers, device=device, per_gpu=workers_per_gpu, ray=ray, gpus=gpus_per_worker
         )
         limits = {"num_trials": trials, "timeout": timeout, "trial_timeout": trial_timeout}
-        state = _run(config, executor, url=url, callback=callback, progress=progress, **limits)
+        with _hidden_storage():
+            state = _run(config, executor, url=url, callback=callback, progress=progress, **limits)
         if state.end == "interrupted":
             raise KeyboardInterrupt(
                 f"the search was interrupted at {state.progress}; the same call goes on with it, and "
                 f"fbsearch.open_study({config.name!r}) opens what is finished"
             )
         return open_study(config.name, storage=url)
+
+
+@contextlib.contextmanager
+def _hidden_storage() -> Iterator[None]:
+    """Take the database out of the environment, which workers inherit: it may hold a password."""
+    url = os.environ.pop("FBSEARCH_STORAGE", None)
+    try:
+        yield
+    finally:
+        if url is not None:
+            os.environ["FBSEARCH_STORAGE"] = url
 
 
 def _run(

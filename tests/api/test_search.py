@@ -1,5 +1,6 @@
 """Search, study and training from Python, on a few of scikit-learn's digits as arrays."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -139,16 +140,23 @@ def test_interrupted_search_goes_on(digits: tuple[Arrays, Arrays], tmp_path: Pat
     assert study.status["num_complete"] == 3
 
 
-def test_error_in_a_callback_ends_the_search_in_order(digits: tuple[Arrays, Arrays], tmp_path: Path) -> None:
+def test_error_in_a_callback_ends_the_search_in_order(
+    digits: tuple[Arrays, Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile the database, whose URL may hold a password, is not in the environment that workers inherit."""
+    url = f"sqlite:///{tmp_path}/db"
+    monkeypatch.setenv("FBSEARCH_STORAGE", url)
+    found = []
+
     def fail(_state: SearchState, event: Event) -> None:
+        found.append("FBSEARCH_STORAGE" in os.environ)
         if isinstance(event, Started):
             raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
-        fbsearch.search(
-            digits[0], study=SMALL, name="mine", workers=1, storage=tmp_path / "db", callback=fail, progress=False
-        )
-    assert fbsearch.open_study("mine", storage=tmp_path / "db").status["num_waiting"] == 1
+        fbsearch.search(digits[0], study=SMALL, name="mine", workers=1, callback=fail, progress=False)
+    assert set(found) == {False} and os.environ["FBSEARCH_STORAGE"] == url
+    assert fbsearch.open_study("mine").status["num_waiting"] == 1
 
 
 def test_search_of_a_folder_trains_without_a_test_split(
