@@ -142,7 +142,7 @@ def test_readme_python_runs_as_a_script(folder: Path) -> None:
     """Each block as a script without a guard, which runs once although its workers are spawned."""
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         for argument, value in {
-            "trials": "1, workers=1, study='studies/folder.yaml'",
+            "trials": "1, workers=1, study='studies/folder.yaml', name='in-python'",
             "seeds": "1",
             "epochs": "1",
         }.items():
