@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fbsearch.api.search import search
 from fbsearch.config.models import MAX_STUDY_SEED, DataConfig
 from fbsearch.config.study_file import StudyConfig
+from fbsearch.study.database import close_connections
 
 
 class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -103,7 +104,7 @@ class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore
                 output=folder,
                 progress=self.progress,
             )
-            study.optuna._storage.remove_session()
+            close_connections(study.optuna)
         return self
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float32]:

@@ -60,7 +60,7 @@ class Study:
 
     def __init__(self, study: optuna.Study, *, storage: str) -> None:
         """Wrap a study that `open_study` has opened in the database `storage`."""
-        self._study, self._storage = study, storage
+        self._study, self._url = study, storage
 
     @property
     def name(self) -> str:
@@ -80,19 +80,19 @@ class Study:
     @property
     def trials(self) -> "pandas.DataFrame":
         """Return a table of all trials: state, value, sampled values, costs, times, reason of a failure."""
-        with storage_errors(self._storage):
+        with storage_errors(self._url):
             return trial_table(self._study)
 
     @property
     def status(self) -> dict[str, Any]:
         """Return the counts of trials and the best one, as `fbsearch status --json` prints them."""
-        with storage_errors(self._storage):
-            return status(self._study, url=self._storage)
+        with storage_errors(self._url):
+            return status(self._study, url=self._url)
 
     @property
     def best(self) -> BestTrial:
         """Return the best complete trial. Raise StorageError if no trial is complete yet."""
-        with storage_errors(self._storage):
+        with storage_errors(self._url):
             trial = best_trial(self._study)
             num_val = stored_dataset(self._study).get("num_val")
         if trial is None or trial.value is None:
@@ -118,7 +118,7 @@ class Study:
         """
         from fbsearch.report.page import write_report
 
-        with storage_errors(self._storage):
+        with storage_errors(self._url):
             return write_report(self._study, None if path is None else Path(path), top=top, force=force)
 
     @python_words()
@@ -128,7 +128,7 @@ class Study:
         Raise ConfigError for another ending, and if the file is there and of another kind, without `force`.
         """
         path = Path(path)
-        with storage_errors(self._storage):
+        with storage_errors(self._url):
             if path.suffix in (".yaml", ".yml"):
                 kind, text = EXPORT, dump_export(export_best(self._study, top=top))
             elif path.suffix == ".csv":
@@ -190,7 +190,7 @@ class Study:
     def _repr_html_(self) -> str:
         from fbsearch.api.notebook import study_html
 
-        with storage_errors(self._storage):
+        with storage_errors(self._url):
             return study_html(self._study)
 
 

@@ -74,6 +74,11 @@ def open_storage(url: str, *, create: bool = False, retries: bool = False) -> op
             raise StorageError("PostgreSQL needs its driver: pip install 'fbsearch[postgres]'") from None
 
 
+def close_connections(study: optuna.Study) -> None:
+    """Close this thread's connections to a study's database, whose file may then be removed."""
+    study._storage.remove_session()
+
+
 @contextlib.contextmanager
 def _table_lock(url: sqlalchemy.URL) -> Iterator[None]:
     """Lock out other processes while Optuna makes its tables, which it does when it opens a database.
