@@ -15,7 +15,7 @@ from fbsearch.data.dataset import Dataset, load_dataset
 from fbsearch.errors import DeviceLostError
 from fbsearch.messages import Execution
 from fbsearch.network.model import FractalBrainNet
-from fbsearch.training.budget import count_steps_in_seconds
+from fbsearch.training.budget import measure_steps
 from fbsearch.training.cuda_graph import CaptureError, capture, restore_afterwards
 from fbsearch.training.evaluation import evaluate, mean_figures
 from fbsearch.training.optimizers import DeviceRates, make_optimizer, make_scheduler
@@ -152,7 +152,7 @@ def test_steps_that_a_budget_measures_leave_a_graph_that_trains_on(digits: Datas
     totals = [measured.totals.loss, measured.totals.num_correct]
     before = copy.deepcopy(measured.model.state_dict())
     with restore_afterwards(measured.model, measured.optimizer, CPU, also=totals):
-        count_steps_in_seconds(5, lambda: measured(images_BCHW, labels_B), device=CPU, num_timed=3)
+        measure_steps(5, lambda: measured(images_BCHW, labels_B), device=CPU, num_timed=3)
     assert [one.num_replays for one in cuda.graphs] == [5], "one of the two warm-ups and all timed steps are replays"
     for name, value in measured.model.state_dict().items():
         assert torch.equal(value, before[name]), name
