@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("optuna") is None:
         _restart_with_packed_wheels()
 
-    # Steps and the processes that they start find the modules beside this file.
+    # Steps and the processes that they start find the modules beside this file, with PYTHONSAFEPATH, too.
+    sys.path.insert(0, str(HERE))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
     from gpu import faults, speed, studies
     from gpu.harness import Setting, run_steps
