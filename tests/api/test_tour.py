@@ -20,7 +20,8 @@ def test_tour_runs_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(TOUR, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, startup_timeout=300, resources=place).execute()
     progress = outputs(notebook, "study = fbsearch.search")
     assert "<pre" in progress and "4/4" in progress
     assert "<svg" in outputs(notebook, "study") and "What mattered is not known" in outputs(notebook, "study")
