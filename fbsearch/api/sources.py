@@ -9,7 +9,7 @@ import numpy as np
 import sqlalchemy
 from pydantic import ValidationError
 
-from fbsearch.cli.init import choose_for_folder
+from fbsearch.api.folder import choose_for_folder
 from fbsearch.config.models import DataName
 from fbsearch.config.study_file import MAX_NAME, StudyConfig, load_study_file
 from fbsearch.config.yaml_format import describe_errors

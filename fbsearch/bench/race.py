@@ -18,7 +18,7 @@ from torch import nn
 
 from fbsearch.bench.common import describe_machine, machine, torch_threads
 from fbsearch.bench.entrants import MAX_POINTS, Entrant, choose_entrants
-from fbsearch.bench.race_page import check_files, write_page
+from fbsearch.bench.race_page import PAGE, write_page
 from fbsearch.bench.race_records import RACE_NAME, Race, RaceRun, Standing, rank
 from fbsearch.config.models import ModelConfig, TrialConfig
 from fbsearch.config.study_file import StudyConfig, load_study_file
@@ -69,7 +69,7 @@ def bench_race(study_file: Path, options: RaceOptions, *, say: Callable[[str], N
     device = choose_device(options.device)
     prepare_device(device)
     with lock_folder(folder), torch_threads(options.num_threads):
-        check_files(folder)
+        PAGE.check(folder)
         data = load_dataset(study.data, device=device, with_test=False, on_progress=say)
         entrants = choose_entrants(
             study.train,

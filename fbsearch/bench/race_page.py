@@ -1,32 +1,22 @@
 """A race for people: the table in a terminal, and a Markdown page with the table and a figure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
 from fbsearch.bench.common import describe_machine, format_figure, make_table, print_report
+from fbsearch.bench.pages import Page, markdown_table
 from fbsearch.bench.race_records import RACE_NAME, Race, Score, Standing
 from fbsearch.errors import printable
-from fbsearch.files import FileKind, check_output, write_output
-from fbsearch.pictures.architecture import DRAWING
 from fbsearch.pictures.race_chart import Line, draw_race
 
-PAGE_NAME, FIGURE_NAME = "README.md", "race.svg"
-MARK = "<!-- written by: fbsearch bench race -->"
-PAGE = FileKind("page of a race", MARK.encode())
-
-
-def check_files(folder: Path) -> None:
-    """Raise ConfigError where the page or its figure would be written over a file of another kind."""
-    for name, kind in ((PAGE_NAME, PAGE), (FIGURE_NAME, DRAWING)):
-        check_output(folder / name, kind=kind, force=False, way_out="--output names another folder")
+PAGE = Page("race.svg", "<!-- written by: fbsearch bench race -->", "page of a race")
 
 
 def write_page(race: Race, folder: Path) -> None:
-    """Write the page and its figure. Raises ConfigError as `check_files` does, StorageError."""
-    write_output(folder / FIGURE_NAME, draw_figure(race), kind=DRAWING, force=False)
-    write_output(folder / PAGE_NAME, "\n".join(_page(race)) + "\n", kind=PAGE, force=False)
+    """Write the page and its figure. Raises ConfigError as `PAGE.check` does, StorageError."""
+    PAGE.write(folder, _page(race), draw_figure(race))
 
 
 def draw_figure(race: Race) -> str:
@@ -56,7 +46,7 @@ def print_race(console: Console, race: Race, folder: Path) -> None:
     """Print the table of a race and what is to be said of it."""
     title = f"{race.study}: validation accuracy after so many seconds of training"
     table = make_table(title, _columns(race), (_cells(race, row) for row in race.table), num_names=2)
-    files = ", ".join(str(folder / name) for name in (PAGE_NAME, FIGURE_NAME, RACE_NAME))
+    files = ", ".join(str(folder / name) for name in (PAGE.name, PAGE.figure_name, RACE_NAME))
     print_report(console, {"machine": race.machine}, table, *_remarks(race), *_failures(race), f"{files}: written")
 
 
@@ -109,10 +99,10 @@ def _failures(race: Race) -> Iterator[str]:
 
 def _page(race: Race) -> Iterator[str]:
     """Yield the lines of the page."""
-    yield from (f"# What a second of training buys: {printable(race.study)}", "", MARK, "")
-    yield f"![Validation accuracy over seconds of training]({FIGURE_NAME})"
+    yield from (f"# What a second of training buys: {printable(race.study)}", "", PAGE.mark, "")
+    yield f"![Validation accuracy over seconds of training]({PAGE.figure_name})"
     yield ""
-    yield from _markdown(_columns(race), [_cells(race, row, best="**") for row in race.table])
+    yield from markdown_table(_columns(race), [_cells(race, row, best="**") for row in race.table])
     yield ""
     yield from (f"- {line}" for line in (*_remarks(race), *_failures(race)))
     yield from ("", "## Conditions", "")
@@ -146,9 +136,3 @@ def _conditions(race: Race) -> Iterator[str]:
         "schedule, the ranks of an export their own. The better of several ways to train a network was chosen by these "
         f"figures. All curves: `{RACE_NAME}`."
     )
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{'---|' * len(columns)}"
-    yield from (f"| {' | '.join(row)} |" for row in rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fbsearch.bench.common import machine
-from fbsearch.bench.replay_page import check_files, count_workers, write_page
+from fbsearch.bench.replay_page import PAGE, count_workers, write_page
 from fbsearch.bench.replay_records import REPLAY_NAME, ArmScore, Replay, Replays
 from fbsearch.bench.replay_scores import Scale, interquartile_mean, score
 from fbsearch.bench.replay_search import Arm, name_after_all, parse_arms, replay
@@ -43,7 +43,7 @@ def bench_replay(path: Path, options: ReplayOptions, *, say: Callable[[str], Non
     table = read_table(path)
     folder = options.output or Path("reports", "replay", file_name(table.study.name))
     with lock_folder(folder):
-        check_files(folder)
+        PAGE.check(folder)
         found = _begin(table, folder, options)
         for num_workers in options.workers:
             for arm in arms:

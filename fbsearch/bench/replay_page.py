@@ -1,21 +1,18 @@
 """Replays of a table for people: the scores in a terminal, and a Markdown page with them and a figure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
 from fbsearch.bench.common import describe_machine, format_figure, make_table, print_report
+from fbsearch.bench.pages import Page, markdown_table
 from fbsearch.bench.replay_records import REPLAY_NAME, ArmScore, Replays
 from fbsearch.bench.replay_search import ONE_EPOCH
 from fbsearch.errors import printable
-from fbsearch.files import FileKind, check_output, write_output
-from fbsearch.pictures.architecture import DRAWING
 from fbsearch.pictures.regret_chart import Curve, draw_regrets
 
-PAGE_NAME, FIGURE_NAME = "README.md", "regret.svg"
-MARK = "<!-- written by: fbsearch bench replay -->"
-PAGE = FileKind("page of replays", MARK.encode())
+PAGE = Page("regret.svg", "<!-- written by: fbsearch bench replay -->", "page of replays")
 COLUMNS = (
     "arm",
     "time to the reference's end",
@@ -28,16 +25,9 @@ COLUMNS = (
 )
 
 
-def check_files(folder: Path) -> None:
-    """Raise ConfigError where the page or its figure would be written over a file of another kind."""
-    for name, kind in ((PAGE_NAME, PAGE), (FIGURE_NAME, DRAWING)):
-        check_output(folder / name, kind=kind, force=False, way_out="--output names another folder")
-
-
 def write_page(found: Replays, folder: Path) -> None:
-    """Write the page and its figure. Raises ConfigError as `check_files` does, StorageError."""
-    write_output(folder / FIGURE_NAME, draw_figure(found), kind=DRAWING, force=False)
-    write_output(folder / PAGE_NAME, "\n".join(_page(found)) + "\n", kind=PAGE, force=False)
+    """Write the page and its figure. Raises ConfigError as `PAGE.check` does, StorageError."""
+    PAGE.write(folder, _page(found), draw_figure(found))
 
 
 def draw_figure(found: Replays) -> str:
@@ -59,7 +49,7 @@ def print_replays(console: Console, found: Replays, folder: Path) -> None:
         make_table(f"{count_workers(num_workers)}, {_seconds(found, num_workers)}", COLUMNS, map(_cells, arms))
         for num_workers, arms in _by_workers(found).items()
     ]
-    files = ", ".join(str(folder / name) for name in (PAGE_NAME, FIGURE_NAME, REPLAY_NAME))
+    files = ", ".join(str(folder / name) for name in (PAGE.name, PAGE.figure_name, REPLAY_NAME))
     print_report(console, {"machine": found.machine}, *tables, *_remarks(found), f"{files}: written")
 
 
@@ -117,11 +107,11 @@ def _remarks(found: Replays) -> Iterator[str]:
 
 def _page(found: Replays) -> Iterator[str]:
     """Yield the lines of the page."""
-    yield from (f"# Replays of the table {printable(found.study)}", "", MARK, "")
-    yield f"![Regret over virtual seconds]({FIGURE_NAME})"
+    yield from (f"# Replays of the table {printable(found.study)}", "", PAGE.mark, "")
+    yield f"![Regret over virtual seconds]({PAGE.figure_name})"
     for num_workers, arms in _by_workers(found).items():
         yield from ("", f"## {count_workers(num_workers)}, {_seconds(found, num_workers)}", "")
-        yield from _markdown(COLUMNS, map(_cells, arms))
+        yield from markdown_table(COLUMNS, map(_cells, arms))
     yield ""
     yield from (f"- {line}" for line in _remarks(found))
     yield from ("", "## Conditions", "")
@@ -147,9 +137,3 @@ def _conditions(found: Replays) -> Iterator[str]:
         f"{ONE_EPOCH} is a schedule, not a search of the coordinator: one epoch of random configurations for half of "
         f"the time, then the best of them to their end from where they stopped. All curves: `{REPLAY_NAME}`."
     )
-
-
-def _markdown(columns: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{'---|' * len(columns)}"
-    yield from (f"| {' | '.join(row)} |" for row in rows)

@@ -1,10 +1,11 @@
 """The commands under `fbsearch bench`, which measure how fast it is on this machine."""
 
+import contextlib
 import json
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,16 @@ def _print_progress(line: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, style="dim", highlight=False, markup=False).print(line)
+
+
+@contextlib.contextmanager
+def _resumable(left: str) -> Iterator[None]:
+    """After Ctrl-C say that the same command goes on with the `left` ones."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on with the {left} that are left", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _print(report: dict[str, Any], show: "Callable[[Console, dict[str, Any]], None]", *, as_json: bool) -> None:
@@ -165,11 +176,8 @@ def bench_race(
         output=output,
         command=shlex.join(["fbsearch", *sys.argv[1:]]),
     )
-    try:
+    with _resumable("runs"):
         race, folder = bench_race(study_file, options, say=_print_progress)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
     _print(race.model_dump(mode="json"), lambda console, _: print_race(console, race, folder), as_json=as_json)
 
 
@@ -202,11 +210,8 @@ def bench_table(
         output=output,
         command=shlex.join(["fbsearch", *sys.argv[1:]]),
     )
-    try:
+    with _resumable("runs"):
         path = bench_table(study_file, options, say=_print_progress)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
     print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
 
 
@@ -252,11 +257,8 @@ def bench_replay(
         output=output,
         command=shlex.join(["fbsearch", *sys.argv[1:]]),
     )
-    try:
+    with _resumable("arms"):
         found, folder = bench_replay(table, options, say=_print_progress)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the arms that are left", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
     _print(found.model_dump(mode="json"), lambda console, _: print_replays(console, found, folder), as_json=as_json)
 
 

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from fbsearch.cli.options import EXIT_INTERRUPTED
+from fbsearch.config.durations import format_duration
 from fbsearch.config.export_file import EXPORT, ExportedConfig, dump_export
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.data.sources import has_test_split
@@ -227,14 +228,6 @@ def as_dict(row: Retraining, folder: Path) -> dict[str, Any]:
     """Return what `--json` prints of the training: `test_accuracy`, or `validation_accuracy` without a test split."""
     accuracy = {"mean": row.accuracy_mean, "std": row.accuracy_std, "seeds": row.num_seeds}
     return {f"{row.scored_on}_accuracy": accuracy, "folder": str(folder)}
-
-
-def format_duration(seconds: float) -> str:
-    """Return `1 h 30 min`, `7 min 30 s` or `45 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = {"h": hours, "min": minutes, "s": rest}
-    return " ".join(f"{value} {unit}" for unit, value in parts.items() if value) or "0 s"
 
 
 def _say(console: Console, text: str) -> None:

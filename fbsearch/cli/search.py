@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fbsearch.cli.budget import START_UP_WEIGHT, Budget, as_dict, choose_winner, format_duration, train_winner
+from fbsearch.cli.budget import START_UP_WEIGHT, Budget, as_dict, choose_winner, train_winner
 from fbsearch.cli.live import make_view
 from fbsearch.cli.options import EXIT_INTERRUPTED
 from fbsearch.cli.status import print_end, print_next
 from fbsearch.cli.tables import print_score, print_trained_folder
 from fbsearch.cli.terminal import SafeConsole
 from fbsearch.config.choices import DEFAULT_STORAGE, REPORTS
+from fbsearch.config.durations import format_duration
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import FbsearchError
 from fbsearch.search.coordinator import Coordinator

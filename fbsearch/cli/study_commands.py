@@ -237,11 +237,14 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented study file: all defaults, or with --images what suits a folder of images."""
-    from fbsearch.cli.init import choose_for_folder
     from fbsearch.config.study_file import StudyConfig, render_study
     from fbsearch.files import STDOUT, write_output
 
-    found = None if images is None else choose_for_folder(images)
+    found = None
+    if images is not None:
+        from fbsearch.api.folder import choose_for_folder
+
+        found = choose_for_folder(images)
     text = render_study(StudyConfig() if found is None else found.config)
     write_output(file, text, kind=None, force=force, way_out="")
     for line in () if found is None else found.notes:

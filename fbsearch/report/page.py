@@ -24,6 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from fbsearch.config.durations import format_duration
 from fbsearch.errors import StorageError
 from fbsearch.files import FileKind, check_output, file_name, write_output
 from fbsearch.network.patterns import generate_pattern
@@ -91,7 +92,7 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
     environment.filters |= {
         "count": sections.count,
         "percent": sections.percent,
-        "duration": sections.duration,
+        "duration": format_duration,
         "short": short,
     }
     return environment.get_template("report.html").render(

@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 from pydantic import ValidationError
 
+from fbsearch.config.durations import format_duration
 from fbsearch.config.export_file import dump_export
 from fbsearch.config.models import COMMON_NETWORK, ModelConfig
 from fbsearch.errors import StorageError
@@ -182,9 +183,9 @@ def describe_workers(frame: pd.DataFrame) -> str:
     if not found.num_lanes:
         return ""
     workers = f"{found.num_lanes} at a time" if found.is_derived else _count(found.num_lanes, "worker")
-    text = f"{workers}, busy {found.busy:.0%} of {duration(found.seconds)}."
+    text = f"{workers}, busy {found.busy:.0%} of {format_duration(found.seconds)}."
     if found.pauses:
-        paused = duration(sum(seconds for _, seconds in found.pauses))
+        paused = format_duration(sum(seconds for _, seconds in found.pauses))
         text += f" {_count(len(found.pauses), 'pause')} of {paused} in all cut out (dotted lines)."
     if len(frame) > figures.MAX_BARS:
         text += f" The last {figures.MAX_BARS:,} trials are drawn."
@@ -246,12 +247,3 @@ def count(number: float) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"1 {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds for people: `43 s`, `3 min 12 s`, `5 h 20 min`, `2 d 4 h`."""
-    for unit, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= size:
-            whole, rest = divmod(seconds, size)
-            return f"{whole:.0f} {unit} {rest // part:.0f} {below}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

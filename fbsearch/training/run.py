@@ -142,6 +142,7 @@ class Run:
         self.step.close()
 
     def state(self) -> TrainState:
+        """Return what `restore` needs; its tensors are the live ones."""
         return TrainState(
             epoch=self.epoch,
             budget=None if self.seconds is None else dataclasses.asdict(self.seconds),
@@ -157,6 +158,7 @@ class Run:
         )
 
     def restore(self, state: TrainState) -> None:
+        """Go back to the state after an epoch of a run of the same configuration."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -168,10 +170,12 @@ class Run:
         self.best_accuracy, self.best_weights = state["best_accuracy"], state["best_weights"]
 
     def is_over(self) -> bool:
+        """Return true after the last epoch, or where `early_stopping` has waited in vain."""
         patience = self.config.train.early_stopping
         return self.epoch >= self.config.train.epochs or bool(patience and self.epoch - self.best_epoch >= patience)
 
     def next_epoch(self) -> EpochStats:
+        """Train and validate one epoch. Raise Stopped on request, TrialError for a loss that is not finite."""
         started = time.perf_counter()
         train_loss, train_accuracy, num_images = self._train()
         trained = time.perf_counter()

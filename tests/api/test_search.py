@@ -10,8 +10,8 @@ import optuna
 import pytest
 
 import fbsearch
+from fbsearch.api.folder import choose_for_folder
 from fbsearch.api.sources import make_config
-from fbsearch.cli.init import choose_for_folder
 from fbsearch.config.models import DataConfig
 from fbsearch.config.space import ChoiceSpace
 from fbsearch.config.study_file import SHORT_RUN_TRAINING, SearchConfig, StudyConfig, load_study_file, render_study

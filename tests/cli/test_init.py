@@ -30,7 +30,7 @@ def test_init_with_images_writes_a_study_that_validates(fbsearch: Fbsearch, make
     assert config.data.skip_broken and config.data.augment.flip
     assert "2 classes, " in errors and "1 broken, 1 duplicates in two classes" in errors
     assert "note: 1 broken image: " in errors and "a/0001.png; the file says `skip_broken: true`" in errors
-    assert "an image in two classes cannot be learned" in errors
+    assert "an image that is in two classes cannot be learned" in errors
     assert "half of the images have a shorter side of at least 40" in errors
     assert "a trial trains for at most 10 s, so 100 trials for at most 16 min 40 s" in errors
     code, output, errors = fbsearch("validate", "my.yaml")

@@ -1,14 +1,14 @@
-"""`fbsearch init --images FOLDER`: look at the images, choose a study for them, and say what was chosen and why."""
+"""The study that suits a folder of images, and lines that say what was found and chosen."""
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fbsearch.cli.budget import format_duration
 from fbsearch.config.choices import DEFAULT_TRIALS
+from fbsearch.config.durations import format_duration
 from fbsearch.config.models import DataConfig
-from fbsearch.config.study_file import StudyConfig
+from fbsearch.config.study_file import MAX_NAME, StudyConfig
 from fbsearch.config.suggestion import FolderFacts, suggest_image_size, suggest_study
 from fbsearch.data.summary import Inventory, measure_folder, name_broken, take_inventory
 
@@ -32,7 +32,7 @@ def choose_for_folder(
     facts = FolderFacts(
         root=root, side=side, num_train=found.num_train, is_colour=found.is_colour, has_broken=bool(found.broken)
     )
-    config = suggest_study(folder.resolve().name or "images", facts)
+    config = suggest_study(folder.resolve().name[:MAX_NAME] or "images", facts)
     return Suggestion(config, _describe(config, facts, found))
 
 
@@ -45,9 +45,7 @@ def _describe(config: StudyConfig, facts: FolderFacts, found: Inventory) -> tupl
             f"note: {name_broken(found.broken)}; the file says `skip_broken: true`, which leaves such files out"
         )
     if found.num_ambiguous:
-        lines.append(
-            "note: an image in two classes cannot be learned, one in training and test makes the score too good"
-        )
+        lines.append("note: an image that is in two classes cannot be learned; leave it in one of them, or in none")
     mirrored = "mirrored and " if augment.flip else ""
     side = config.data.image_size
     lines.append(
