@@ -215,5 +215,5 @@ def test_command_reference_is_what_the_generator_gives(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, check=True,
     )  # fmt: skip
     wanted = (tmp_path / "commands.md").read_text(encoding="utf-8")
-    there = (ROOT / "reports" / "commands.md").read_text(encoding="utf-8")
-    assert there == wanted, f"the commands have changed: uv run {command} reports/commands.md"
+    there = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert there == wanted, f"the commands have changed: uv run {command} docs/commands.md"
