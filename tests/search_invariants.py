@@ -128,7 +128,7 @@ def _chain_problems(rows: Sequence[Row], *, is_settled: bool) -> Iterator[str]:
 
 
 def must_be_tried_again(row: Row) -> bool:
-    """The table of failures in the README, in other words than `search/failures.py` has for it."""
+    """The table of failures in docs/failures.md, in other words than `search/failures.py` has for it."""
     match row.kind:
         case "interrupted" | "node_lost":
             return True

@@ -1,4 +1,4 @@
-"""The README's promises: every command in it runs, in the order it stands there, and its YAML and Python work."""
+"""The promises of README and docs/: each command runs, in the order it stands there, and their YAML and Python work."""
 
 import itertools
 import re
@@ -23,6 +23,7 @@ from fbsearch.config.study_file import load_study_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 COMMAND = re.compile(r"^    (?:pip install uv && )?uv run (.*?)\s*(?:#.*)?$", flags=re.MULTILINE)
 MODEL = re.compile(r"^    MODEL=\$\(ls -d (\S+) \| head -n 1\)$", flags=re.MULTILINE)
 COMMANDS = COMMAND.findall(README)
@@ -48,10 +49,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shorten(command: str, folder: Path) -> list[str]:
+def all_commands() -> dict[str, str]:
+    """Each command of README and pages, once, with the pattern of the folders of which $MODEL is the first there."""
+    commands: dict[str, str] = {}
+    for page in (README, *DOCS.values()):
+        model = ""
+        for line in page.splitlines():
+            model = next(iter(MODEL.findall(line)), model)
+            commands |= {command: model for command in COMMAND.findall(line) if command not in commands}
+    return commands
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of code in a language, of README and pages."""
+    return [
+        block
+        for page in (README, *DOCS.values())
+        for block in re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+    ]
+
+
+def shorten(command: str, folder: Path, *, model: str = "") -> list[str]:
     """The command with few trials, epochs, seeds, configurations and workers; $MODEL as the shell sets it."""
-    pattern = MODEL.findall(README)[0]
-    command = command.replace("$MODEL", next((str(path) for path in sorted(folder.glob(pattern))), "$MODEL"))
+    if "$MODEL" in command:
+        command = command.replace("$MODEL", str(sorted(folder.glob(model))[0]))
     for flag, value in {"trials": 2, "workers": 1, "seeds": 1, "epochs": 1, "top": 1}.items():
         command = re.sub(rf"--{flag} \d+", f"--{flag} {value}", command)
     command = command.replace("--budget 10m", "--budget 90s --trials 2")
@@ -81,10 +102,10 @@ def test_readme_commands_run_in_order(
 ) -> None:
     """The first command in a process of its own, as the shell starts it, the others in this one."""
     monkeypatch.chdir(folder)
-    first, *others = COMMANDS
+    (first, _), *others = all_commands().items()
     subprocess.run([sys.executable, "-m", *shorten(first, folder)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    for command in others:
-        program, *arguments = shorten(command, folder)
+    for command, model in others:
+        program, *arguments = shorten(command, folder, model=model)
         if program == "fbsearch":
             code, _, errors = fbsearch(*arguments)
             assert code == 0, f"{command}: {errors}"
@@ -101,7 +122,7 @@ def test_readme_commands_run_in_order(
 
 @pytest.mark.slow
 def test_readme_optuna_dashboard_shows_the_study(folder: Path) -> None:
-    command = next(command for command in COMMANDS if command.startswith("optuna-dashboard"))
+    command = next(command for command in all_commands() if command.startswith("optuna-dashboard"))
     subprocess.run(
         [sys.executable, "-m", "fbsearch", "run", "--trials", "1", "--workers", "1"],
         cwd=folder, capture_output=True, check=True,
@@ -131,48 +152,51 @@ def fetch(url: str) -> str:
     raise AssertionError(f"nothing answers at {url}")
 
 
-def test_readme_study_file_can_be_loaded(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_readme_study_file_can_be_loaded(block: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(block)
     assert load_study_file(tmp_path / "study.yaml").data.name == "folder"
 
 
 @pytest.mark.slow
 def test_readme_python_runs_as_a_script(folder: Path) -> None:
-    """Each block as a script without a guard, which runs once although its workers are spawned."""
-    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        for argument, value in {
-            "trials": "1, workers=1, study='studies/folder.yaml', name='in-python'",
-            "seeds": "1",
-            "epochs": "1",
-        }.items():
-            block = re.sub(rf"{argument}=\d+", f"{argument}={value}", block)
-        (folder / "script.py").write_text(f"print('the script runs', flush=True)\n{block}", encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "script.py"], cwd=folder, check=True, stdout=subprocess.PIPE, text=True, timeout=600
-        )
-        assert done.stdout.count("the script runs") == 1
+    """The blocks one after another, as a script without a guard, which runs once although its workers are spawned."""
+    script = "\n".join(["print('the script runs', flush=True)", *blocks("python")])
+    for argument, value in {"trials": "1, workers=1, study='studies/folder.yaml'", "seeds": "1", "epochs": "1"}.items():
+        script = re.sub(rf"{argument}=\d+", f"{argument}={value}", script)
+    (folder / "script.py").write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, check=True, stdout=subprocess.PIPE, text=True, timeout=600
+    )
+    assert done.stdout.count("the script runs") == 1
     assert "import fbsearch" in README and (folder / "model" / "model.yaml").exists()
 
 
-def test_readme_cluster_commands_are_understood() -> None:
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(re.findall(r"^\| `(.* study\.yaml.*)` \|", README, flags=re.MULTILINE), id="README"),
+        pytest.param("".join(blocks("sh")).splitlines(), id="docs"),
+    ],
+)
+def test_readme_cluster_commands_are_understood(lines: list[str]) -> None:
     """They need eight GPUs or several machines, so here they are only parsed; other tests run them on what there is."""
-    (block,) = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     run = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
-    for line in block.strip().splitlines():
+    assert len(lines) == 4
+    for line in lines:
         words = shlex.split(line, comments=True)
         program, command, *arguments = words[1:] if words[0].startswith("FBSEARCH_STORAGE=") else words
         assert (program, command) == ("fbsearch", "run"), line
         assert run.make_context("run", arguments).params["study_file"] == Path("study.yaml"), line
 
 
-def test_readme_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-
-
 def test_readme_has_no_gap_left() -> None:
-    assert "@@" not in README
+    assert not any("@@" in page for page in (README, *DOCS.values()))
+
+
+def test_readme_is_short() -> None:
+    """A first reader gets the whole of it; what is longer has a page in docs/."""
+    assert len(README.split()) < 1200
 
 
 def test_readme_portuguese_has_the_same_commands_in_the_same_order() -> None:
@@ -215,5 +239,4 @@ def test_command_reference_is_what_the_generator_gives(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, check=True,
     )  # fmt: skip
     wanted = (tmp_path / "commands.md").read_text(encoding="utf-8")
-    there = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    assert there == wanted, f"the commands have changed: uv run {command} docs/commands.md"
+    assert DOCS["commands.md"] == wanted, f"the commands have changed: uv run {command} docs/commands.md"
