@@ -1,6 +1,8 @@
-"""What the sentences of README and docs/ name is there."""
+"""The site of README and docs/ is built without a dead link, and what its sentences name is there."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,17 @@ def code_in_sentences(page: str) -> list[str]:
     """What stands between single backticks, outside blocks of code."""
     text = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
     return [code.replace("\n", " ") for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+
+
+@pytest.mark.slow
+def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Sphinx warns of each link and heading that is not there, in all pages, and of pages that no list has."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", tmp_path / "site"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "docs" / "questions.html").exists()
 
 
 def test_readme_links_every_page() -> None:
