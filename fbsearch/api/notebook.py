@@ -9,10 +9,11 @@ import pandas as pd
 
 from fbsearch.errors import printable
 from fbsearch.report import text as sections
-from fbsearch.report.statistics import best_so_far, labels, parameters, ranked, short, wilson_interval
+from fbsearch.report.statistics import best_so_far, labels, parameters, ranked, short
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.report.worth import estimate_worth
 from fbsearch.study.study import stored_dataset
+from fbsearch.winners.intervals import wilson_interval
 
 WIDTH, HEIGHT, MARGIN = 480, 140, 8
 MAX_PARTS = 5

@@ -20,6 +20,7 @@ from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, trial_tabl
 from fbsearch.study.queries import best_trial
 from fbsearch.study.study import load_study, status, stored_config, stored_dataset
 from fbsearch.study.trial_record import TrialRecord, trial_config
+from fbsearch.winners.intervals import wilson_interval
 
 if TYPE_CHECKING:
     import pandas
@@ -97,8 +98,6 @@ class Study:
             num_val = stored_dataset(self._study).get("num_val")
         if trial is None or trial.value is None:
             raise StorageError(f"the study {self.name!r} has no complete trial yet; the same search goes on with it")
-        from fbsearch.report.statistics import wilson_interval
-
         record = TrialRecord.of(trial)
         return BestTrial(
             number=trial.number,

@@ -31,7 +31,7 @@ from fbsearch.pictures.maps import mask_png
 from fbsearch.report import figures, parameter_figures
 from fbsearch.report.http_guard import Guard, add_style
 from fbsearch.report.page import draw_stored_attention
-from fbsearch.report.statistics import parameters, pareto_front, short, wilson_interval
+from fbsearch.report.statistics import parameters, pareto_front, short
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.dashboard_storage import (
     ArtifactFolder,
@@ -53,6 +53,7 @@ from fbsearch.study.trial_record import (
     sampled_names,
     trial_config,
 )
+from fbsearch.winners.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication

@@ -14,9 +14,10 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from fbsearch.report import style
-from fbsearch.report.statistics import best_so_far, pareto_front, ranked, wilson_interval
+from fbsearch.report.statistics import best_so_far, pareto_front, ranked
 from fbsearch.report.timeline import timeline
 from fbsearch.report.worth import Difference, PartWorth
+from fbsearch.winners.intervals import wilson_interval
 
 MAX_CURVES = 1000
 MAX_BARS = 1500

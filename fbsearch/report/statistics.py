@@ -1,4 +1,4 @@
-"""Statistics of a study's trials: parameters, intervals, what pruning saved, the Pareto front.
+"""Statistics of a study's trials: parameters, what pruning saved, the Pareto front.
 
 Each function takes the frame of `trials_table.trials_frame`, a row for each trial.
 """
@@ -12,8 +12,6 @@ import pandas as pd
 
 from fbsearch.config.space import LEVELS, format_value
 
-# The standard normal quantile of a two-sided 95% interval.
-Z = 1.959964
 # A numeric parameter with at most this many different values is shown as a list of choices.
 MAX_CHOICES = 8
 
@@ -59,13 +57,6 @@ def choices(values: "pd.Series[Any]") -> list[str]:
             return (1, len(label) if label.startswith("[") else 0, label)
 
     return sorted(labels(values).unique(), key=order)
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95% interval of a share counted on `count` independent cases (Wilson, 1927)."""
-    centre = share + Z**2 / (2 * count)
-    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return max(0.0, (centre - half) / (1 + Z**2 / count)), min(1.0, (centre + half) / (1 + Z**2 / count))
 
 
 def ranked(frame: pd.DataFrame) -> pd.DataFrame:

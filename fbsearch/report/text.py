@@ -26,12 +26,12 @@ from fbsearch.report.statistics import (
     parameters,
     ranked,
     saved_by_pruning,
-    wilson_interval,
 )
 from fbsearch.report.timeline import timeline
 from fbsearch.report.worth import Difference, PartWorth, Worths
 from fbsearch.study.export import export_best
 from fbsearch.study.study import stored_settings
+from fbsearch.winners.intervals import wilson_interval
 
 RANK_COMPARED = 5
 SPLITS = {"num_train": "to train on", "num_val": "to choose by", "num_test": "set aside for the test"}

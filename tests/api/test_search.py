@@ -18,8 +18,8 @@ from fbsearch.config.study_file import SHORT_RUN_TRAINING, SearchConfig, StudyCo
 from fbsearch.data.sources import read_dataset
 from fbsearch.errors import ConfigError, DataError, FbsearchError, StorageError
 from fbsearch.messages import Event, Finished, Ready, Started
-from fbsearch.report.statistics import wilson_interval
 from fbsearch.search.state import SearchState
+from fbsearch.winners.intervals import wilson_interval
 
 SMALL = StudyConfig(
     train=SHORT_RUN_TRAINING.model_copy(update={"epochs": 1}),

@@ -1,4 +1,4 @@
-"""Statistics of a study: intervals, parameters, savings and Pareto fronts."""
+"""Statistics of a study: parameters, savings and Pareto fronts."""
 
 import math
 
@@ -17,7 +17,6 @@ from fbsearch.report.statistics import (
     ranked,
     saved_by_pruning,
     scale,
-    wilson_interval,
 )
 from fbsearch.report.trials_table import trials_frame
 
@@ -25,20 +24,6 @@ from fbsearch.report.trials_table import trials_frame
 @pytest.fixture
 def frame(storage: RDBStorage) -> pd.DataFrame:
     return trials_frame(make_study(storage, 90))
-
-
-# Published values of Wilson's interval: 15 of 148 (Newcombe, 1998), and the closed forms at the ends.
-@pytest.mark.parametrize(
-    ("share", "count", "expected"),
-    [
-        (81 / 263, 263, (0.2553, 0.3662)),
-        (15 / 148, 148, (0.0624, 0.1605)),
-        (0.0, 20, (0.0, 0.1611)),
-        (1.0, 29, (0.8830, 1.0)),
-    ],
-)
-def test_wilson_interval_is_the_published_one(share: float, count: int, expected: tuple[float, float]) -> None:
-    assert wilson_interval(share, count) == pytest.approx(expected, abs=5e-5)
 
 
 def test_parameters_are_one_field_for_all_levels(frame: pd.DataFrame) -> None:
