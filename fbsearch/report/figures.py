@@ -36,7 +36,7 @@ def plot_intervals(frame: pd.DataFrame, *, num_images: int, top: int) -> go.Figu
         mode="markers", marker={"size": 10, "color": [style.BEST, *[style.COMPLETE] * (len(best) - 1)]},
         error_x={"array": high - values, "arrayminus": values - low, "thickness": 1.5, "color": style.NEUTRAL},
         customdata=np.stack([low, high], axis=1),
-        hovertemplate="%{y}: %{x:.2f}%, 95%% interval %{customdata[0]:.2f} to %{customdata[1]:.2f}%<extra></extra>",
+        hovertemplate="%{y}: %{x:.2f}%, 95% interval %{customdata[0]:.2f} to %{customdata[1]:.2f}%<extra></extra>",
     )  # fmt: skip
     return figure.update_layout(xaxis={"ticksuffix": "%"}, yaxis={"autorange": "reversed", "showgrid": False})
 
@@ -119,7 +119,7 @@ def plot_worth(parts: Sequence[PartWorth]) -> go.Figure:
             x=mean, y=[place for place, _ in found], mode="markers", marker={"size": 9, "color": color},
             error_x={"array": high - mean, "arrayminus": mean - low, "thickness": 2, "width": 0, "color": color},
             customdata=[(html.escape(row.choice), 100 * row.low, 100 * row.high, row.num_trials) for _, row in found],
-            hovertemplate="%{customdata[0]}: %{x:+.2f} points, 95%% interval %{customdata[1]:+.2f} to "
+            hovertemplate="%{customdata[0]}: %{x:+.2f} points, 95% interval %{customdata[1]:+.2f} to "
             "%{customdata[2]:+.2f}, %{customdata[3]} trials<extra></extra>",
         )  # fmt: skip
     figure.add_vline(x=0, line={"color": style.NEUTRAL, "width": 1.5}, layer="below")
