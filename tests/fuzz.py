@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import datetime
 import io
+import json
 import socket
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import numpy as np
 from fuzz_inputs import INDEX, bytes_too, damaged, entries, images, requests, yaml_files
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from made_predictions import make_predictions
 
 from fbsearch.config.export_file import load_export
 from fbsearch.config.study_file import load_study_file, render_study
@@ -33,6 +35,8 @@ from fbsearch.errors import FbsearchError, printable_lines
 from fbsearch.report.http_guard import Guard
 from fbsearch.report.http_server import listen
 from fbsearch.winners.checkpoint import load_card
+from fbsearch.winners.error_analysis import read_analysis
+from fbsearch.winners.predictions import NUM_PICTURES, PREDICTIONS_NAME, save_predictions
 
 # An input of a few kilobytes takes no longer, on any machine.
 SECONDS = 60
@@ -91,6 +95,28 @@ def card(content: bytes) -> str:
     """The card of a trained model."""
     path = _write("model.yaml", content)
     return _outcome(lambda: load_card(path))
+
+
+def predictions(content: bytes) -> str:
+    """The stored predictions of a network; of accepted ones all figures can be computed."""
+    path = _write(PREDICTIONS_NAME, content)
+
+    def read() -> None:
+        found = read_analysis([path.parent])
+        assert found is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn warns of classes without images
+            json.dumps(found.as_dict())
+        assert len(found.mistakes) <= NUM_PICTURES
+
+    return _outcome(read)
+
+
+@cache
+def stored_predictions() -> bytes:
+    """A good file of predictions."""
+    save_predictions(folder(), make_predictions(20, class_names=("a", "b")))
+    return (folder() / PREDICTIONS_NAME).read_bytes()
 
 
 def cache_entry(content: bytes) -> str:
@@ -195,6 +221,7 @@ TARGETS: dict[str, tuple[Reader, st.SearchStrategy[bytes]]] = {
     "study": (study, bytes_too(yaml_files(STUDY))),
     "export": (export, bytes_too(yaml_files(EXPORT))),
     "card": (card, bytes_too(yaml_files(CARD))),
+    "predictions": (predictions, damaged(st.builds(stored_predictions))),
     "cache_entry": (
         cache_entry,
         damaged(st.sampled_from(entries()))

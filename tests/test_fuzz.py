@@ -4,7 +4,7 @@ import base64
 
 import pytest
 import yaml
-from fuzz import CARD, EXPORT, STUDY, TARGETS, TOKEN, fuzz, http
+from fuzz import CARD, EXPORT, STUDY, TARGETS, TOKEN, fuzz, http, stored_predictions
 from fuzz_inputs import entries, images
 
 QUICK = 60
@@ -55,6 +55,7 @@ def test_targets_accept_what_is_good() -> None:
     for name, whole in (("study", STUDY), ("export", EXPORT), ("card", CARD)):
         assert TARGETS[name][0](yaml.safe_dump(whole).encode()) == "accepted"
     assert TARGETS["cache_entry"][0](entries()[0]) == "accepted"
+    assert TARGETS["predictions"][0](stored_predictions()) == "accepted"
     assert sum(TARGETS["image"][0](content) == "accepted" for content in images()) > 50
     password = base64.b64encode(f"x:{TOKEN}".encode()).decode()
     assert http(f"POST / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic {password}\r\n\r\n".encode()) == "accepted"

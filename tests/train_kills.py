@@ -21,7 +21,7 @@ from typing import Any
 from fbsearch.bench.common import describe_machine, machine
 
 EPOCHS = 16
-SAME_BYTES = ("model.safetensors", "model.yaml", "confusion.csv", "classes.csv")
+SAME_BYTES = ("model.safetensors", "model.yaml", "confusion.csv", "classes.csv", "predictions.safetensors")
 # What differs from run to run: times, and what follows from them.
 MEASURED = {"seconds", "step_seconds", "val_seconds", "images_per_second", "memory_mib"}
 STUDY = """

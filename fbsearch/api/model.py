@@ -4,6 +4,7 @@ Shapes: N images, H height, W width, C channels (1 grey, 3 RGB), K classes.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.devices import choose_device, choose_dtype
 from fbsearch.winners.checkpoint import CARD_NAME, WEIGHTS_NAME, ModelCard, TrainedModel, save_model
 from fbsearch.winners.checkpoint import load_model as load_trained
+from fbsearch.winners.error_analysis import ErrorAnalysis, read_analysis
 from fbsearch.winners.model_export import EXPORT_ENDINGS, export_model
 from fbsearch.winners.predict import compute_logits, find_images, read_image
 from fbsearch.winners.records import Retraining
@@ -59,6 +61,18 @@ class Model:
     def net(self) -> FractalBrainNet:
         """Return the network as a torch module, in eval mode. It takes normalised images."""
         return self._trained.net
+
+    @cached_property
+    def errors(self) -> ErrorAnalysis | None:
+        """Return where the network errs on the images that gave its score, from predictions that were stored then.
+
+        After `Study.train` those of all its seeds together: `errors.classes` is a table of precision, recall and F1
+        with their intervals, `errors.macro_f1`, `errors.calibration` and `errors.mistakes` are there too. None where
+        none are stored: for a model of an older version, or one that `save` has copied. Raise ConfigError for a file
+        that is damaged.
+        """
+        folder = self._trained.folder
+        return read_analysis([folder] if self.training is None else self.training.folders(folder.parent.parent))
 
     @property
     def classes_(self) -> npt.NDArray[Any]:

@@ -66,7 +66,7 @@ def train(
 
     The same command goes on after the last whole epoch where one was killed; a finished seed is not trained again.
     """
-    from fbsearch.cli.tables import print_comparison, print_summary, print_trained_folder
+    from fbsearch.cli.tables import print_comparison, print_errors, print_summary, print_trained_folder
     from fbsearch.cli.terminal import SafeConsole
     from fbsearch.winners.final_training import train_export
     from fbsearch.winners.plan import Settings
@@ -106,6 +106,9 @@ def train(
         print(json.dumps(found.as_dict()))
         return
     print_summary(console, found.summary, notes=found.notes)
+    for row, errors in zip(found.summary, found.errors, strict=True):
+        if errors is not None:
+            print_errors(console, errors, name=f"rank {row.rank}" if len(found.summary) > 1 else "")
     if found.comparison is not None:
         print_comparison(console, found.comparison)
     print_trained_folder(console, found.folder)

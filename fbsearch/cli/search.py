@@ -5,12 +5,13 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fbsearch.cli.budget import START_UP_WEIGHT, Budget, as_dict, choose_winner, train_winner
 from fbsearch.cli.live import make_view
 from fbsearch.cli.options import EXIT_INTERRUPTED
 from fbsearch.cli.status import print_end, print_next
-from fbsearch.cli.tables import print_score, print_trained_folder
+from fbsearch.cli.tables import print_errors, print_score, print_trained_folder
 from fbsearch.cli.terminal import SafeConsole
 from fbsearch.config.choices import DEFAULT_STORAGE, REPORTS
 from fbsearch.config.durations import format_duration
@@ -23,6 +24,9 @@ from fbsearch.study.study import create_study
 from fbsearch.study.study import status as study_status
 from fbsearch.winners.records import Retraining
 from fbsearch.workers.executor import Executor
+
+if TYPE_CHECKING:  # it loads pandas, which a search can do without
+    from fbsearch.winners.error_analysis import ErrorAnalysis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +86,10 @@ def run_search(config: StudyConfig, executor: Executor, options: Options, *, bud
                 raise
     if budget is not None and winner is not None:
         row, folder = train_winner(winner, console=console)
-        content |= as_dict(row, folder)
+        errors = _read_errors(row, folder)
+        content |= as_dict(row, folder) | {"errors": errors.as_dict()}
         if not options.as_json:
-            _print_training(console, row, folder, budget=budget, storage=options.shown_storage)
+            _print_training(console, row, errors, folder, budget=budget, storage=options.shown_storage)
     elif not options.as_json:
         print_next(console, state, storage=options.shown_storage)
     if options.as_json:
@@ -92,11 +97,21 @@ def run_search(config: StudyConfig, executor: Executor, options: Options, *, bud
     return EXIT_INTERRUPTED if state.end == "interrupted" else 0
 
 
+def _read_errors(row: Retraining, folder: Path) -> "ErrorAnalysis":
+    """Return where the winner's networks err, from the predictions that were stored when they were scored."""
+    from fbsearch.winners.error_analysis import read_analysis
+
+    errors = read_analysis(sorted(folder.glob(f"rank-{row.rank}/seed-*")))
+    assert errors is not None, "the seeds were trained by this version"
+    return errors
+
+
 def _print_training(
-    console: SafeConsole, row: Retraining, folder: Path, *, budget: Budget, storage: str | None
+    console: SafeConsole, row: Retraining, errors: "ErrorAnalysis", folder: Path, *, budget: Budget, storage: str | None
 ) -> None:
-    """Print the score of a winner, what the whole has taken, and what to do next."""
+    """Print the score of a winner, where it errs, what the whole has taken, and what to do next."""
     print_score(console, row)
+    print_errors(console, errors)
     took = time.monotonic() - budget.started
     console.print(f"{format_duration(took)} of {format_duration(budget.seconds)} were used", highlight=False)
     flag = f" --storage {hide_password(storage)}" if storage else ""

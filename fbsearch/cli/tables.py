@@ -3,11 +3,16 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from fbsearch.errors import printable
 from fbsearch.winners.records import Comparison, Competitor, Retraining
+
+if TYPE_CHECKING:  # it loads pandas, which a search can do without
+    from fbsearch.winners.error_analysis import ErrorAnalysis
 
 
 def print_summary(console: Console, rows: Sequence[Retraining], *, notes: Sequence[str]) -> None:
@@ -40,6 +45,27 @@ def print_score(console: Console, row: Retraining) -> None:
     """Print the accuracy of a configuration's seeds."""
     what = f"{row.scored_on.capitalize()} accuracy: [bold green]{_format_accuracy(row)}[/bold green]"
     console.print(f"{what}, {row.num_seeds} seeds of rank {row.rank}, trial {row.trial}", highlight=False)
+
+
+def print_errors(console: Console, errors: "ErrorAnalysis", *, name: str = "") -> None:
+    """Print where a configuration's networks err, in four lines under its `name` if it has one."""
+    low_high = errors.macro_f1_interval
+    interval = "" if low_high is None else f" ({low_high[0]:.2%} to {low_high[1]:.2%})"
+    calibration = errors.calibration
+    by_chance = f"{calibration.verdict}; a perfectly calibrated network stays below {calibration.by_chance:.2%}"
+    hardest = [f"{one['class']} {one['f1']:.1%}" for one in errors.hardest(3).to_dict("records")]
+    confused = [
+        f"{truth} as {said} ({round(images, 1):g} of {count})" for truth, said, images, count in errors.confusions(3)
+    ]
+    lines = [
+        f"macro-F1            {errors.macro_f1:.2%}{interval}",
+        f"calibration error   {calibration.error:.2%} ({by_chance})",
+        f"lowest F1           {', '.join(hardest)}",
+        f"confused most       {', '.join(confused) or 'nothing'}",
+    ]
+    title = f"Where {name} errs, of {errors.num_images:,} {errors.scored_on} images:" if name else "Where it errs:"
+    text = "\n".join([title, *(f"  {printable(line)}" for line in lines)])
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_trained_folder(console: Console, folder: Path, *, more: Sequence[str] = ()) -> None:

@@ -2,7 +2,7 @@
 
 import html
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,8 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from fbsearch.errors import ConfigError
+from fbsearch.report.mistakes import Errors
 from fbsearch.report.statistics import ranked
 from fbsearch.report.style import BEST, COMPLETE, NEUTRAL, PRUNED, figure_of
+from fbsearch.winners.error_analysis import read_analysis
 from fbsearch.winners.records import COMPARISON_NAME, SUMMARY_NAME, Comparison, Competitor, Retraining, read_record
 
 T = TypeVar("T")
@@ -20,11 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Retrained:
-    """The results of a study. `damaged` has a line for each file that could not be read."""
+    """The results of a study. `damaged` has a line for each file that could not be read.
+
+    `errors` says where the search's best trial errs, or the first one that was trained; None where that is not stored.
+    """
 
     trainings: list[Retraining] = field(default_factory=list)
     comparison: Comparison | None = None
     damaged: list[str] = field(default_factory=list)
+    errors: Errors | None = None
 
     def winner(self, frame: pd.DataFrame) -> Retraining | None:
         """Return the training of the search's best trial, or None."""
@@ -52,7 +58,16 @@ def read_retrained(folder: Path, frame: pd.DataFrame) -> Retrained:
             damaged.append(
                 f"{folder / SUMMARY_NAME}: rank {one.rank}, trial {one.trial} is of another search; it is left out"
             )
-    return Retrained(known, read(COMPARISON_NAME, Comparison), damaged)
+    found = Retrained(known, read(COMPARISON_NAME, Comparison), damaged)
+    shown = found.winner(frame) or next(iter(known), None)
+    if shown is None:
+        return found
+    try:
+        analysis = read_analysis(shown.folders(folder))
+    except ConfigError as error:
+        damaged.append(str(error))
+        return found
+    return found if analysis is None else replace(found, errors=Errors(shown, analysis))
 
 
 def plot_trainings(trainings: list[Retraining]) -> go.Figure:

@@ -32,6 +32,7 @@ from fbsearch.pictures.maps import MASK_PIXELS, draw_maps, mask_png, row_label, 
 from fbsearch.report import figures, parameter_figures
 from fbsearch.report import text as sections
 from fbsearch.report.final_results import Retrained, plot_comparison, plot_trainings, read_retrained
+from fbsearch.report.mistakes import describe_errors, plot_confusion, plot_reliability
 from fbsearch.report.statistics import parameters, ranked, short
 from fbsearch.report.style import template
 from fbsearch.report.timeline import timeline
@@ -112,6 +113,7 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
         sampled={name: short(name) for name in parameters(frame, varied=False)},
         retrained=retrained,
         retrained_winner=retrained.winner(frame),
+        errors=retrained.errors and describe_errors(retrained.errors),
         winner=winner_masks(best),
         attention=attention_picture(analysis, stored_attention, dataset.get("class_names", ())),
         workers=sections.describe_workers(frame),
@@ -159,6 +161,9 @@ def draw_retrained(retrained: Retrained) -> dict[str, go.Figure]:
         drawn["trainings"] = plot_trainings(retrained.trainings)
     if retrained.comparison is not None:
         drawn["comparison"] = plot_comparison(retrained.comparison)
+    if retrained.errors is not None:
+        drawn["confusion"] = plot_confusion(retrained.errors)
+        drawn["reliability"] = plot_reliability(retrained.errors)
     return drawn
 
 

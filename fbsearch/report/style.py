@@ -54,6 +54,12 @@ def template(*, dark: bool) -> go.layout.Template:
 LIGHT = template(dark=False)
 
 
+def faded(color: str, opacity: float) -> str:
+    """Return a colour `#rrggbb` with an opacity in [0, 1], as CSS has it."""
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"
+
+
 def figure_of(title: str, *, height: int, x: str = "", y: str = "") -> go.Figure:
     """Return an empty figure with a title, its height in pixels and the titles of its axes."""
     return go.Figure(

@@ -10,9 +10,11 @@ from rich.console import Console
 from fbsearch.config.choices import BaselineRecipe
 from fbsearch.config.export_file import describe_common, load_export
 from fbsearch.data.untrusted import check_paths
+from fbsearch.errors import ConfigError
 from fbsearch.training import distributed
 from fbsearch.winners.baselines import Baselines
 from fbsearch.winners.comparison import compare, write_comparison
+from fbsearch.winners.error_analysis import ErrorAnalysis, read_analysis
 from fbsearch.winners.plan import Settings, choose_configs, plan_runs, study_folder
 from fbsearch.winners.progress import View
 from fbsearch.winners.records import Comparison, Retraining
@@ -24,19 +26,24 @@ from fbsearch.winners.retrain import Loader, retrain
 class FinalTraining:
     """The summary and the comparison of an export's trainings, and the folder in which they are written.
 
-    `notes` has a line for each configuration that keeps nothing of the fractal.
+    `errors` has where each configuration of the summary errs, None where an older version has trained it. `notes` has
+    a line for each configuration that keeps nothing of the fractal, and for each file that cannot be read.
     """
 
     study: str
     folder: Path
     summary: list[Retraining]
+    errors: list[ErrorAnalysis | None]
     comparison: Comparison | None
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         content: dict[str, Any] = {"study": self.study, "folder": str(self.folder), "notes": self.notes}
-        content["configs"] = [row.row() for row in self.summary]
+        content["configs"] = [
+            row.row() | {"errors": None if one is None else one.as_dict()}
+            for row, one in zip(self.summary, self.errors, strict=True)
+        ]
         return content if self.comparison is None else content | {"comparison": self.comparison.model_dump()}
 
 
@@ -80,4 +87,12 @@ def train_export(
     if baselines:
         comparison = compare(winners, outcomes, recipe=recipe)
         write_comparison(folder, comparison)
-    return FinalTraining(export.study, folder, summary, comparison, describe_common(configs))
+    notes = describe_common(configs)
+    errors: list[ErrorAnalysis | None] = []
+    for row in summary:
+        try:
+            errors.append(read_analysis(row.folders(folder)))
+        except ConfigError as error:  # the training itself has gone well
+            notes.append(str(error))
+            errors.append(None)
+    return FinalTraining(export.study, folder, summary, errors, comparison, notes)

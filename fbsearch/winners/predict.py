@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 from torch import Tensor, nn
 
@@ -52,61 +53,36 @@ def compute_logits(
 # ------------------------------------------------------------------------------------------------------ whole splits
 
 
-@dataclass(frozen=True)
-class ClassScore:
-    """Precision, recall and F1 of one class in [0, 1], 0 where there is nothing to divide by; its number of images."""
-
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of a network on a split.
+    """The scores of a network on a split, and what it said of each image.
 
-    `confusion_KK` counts images, with a row for each true class and a column for each predicted one. `loss` is the mean
-    cross-entropy in nats, without label smoothing.
+    `loss` is the mean cross-entropy in nats, without label smoothing. `said_N` are the likeliest classes, `shares_NK`
+    the probabilities of all.
     """
 
     loss: float
-    confusion_KK: Ints
+    labels_N: Ints
+    said_N: Ints
+    shares_NK: NDArray[np.float32]
 
     @property
     def num_images(self) -> int:
         """Return the number of images of the split."""
-        return int(self.confusion_KK.sum())
+        return len(self.labels_N)
 
     @property
     def accuracy(self) -> float:
         """Return the share of the images that are predicted right."""
-        return int(np.trace(self.confusion_KK)) / self.num_images
-
-    def classes(self) -> list[ClassScore]:
-        """Return the scores of each class, in the order of the labels."""
-        right_K, support_K, said_K = (
-            values_K.tolist()
-            for values_K in (self.confusion_KK.diagonal(), self.confusion_KK.sum(axis=1), self.confusion_KK.sum(axis=0))
-        )
-        return [
-            ClassScore(
-                precision=right / max(said, 1),
-                recall=right / max(support, 1),
-                f1=2 * right / max(support + said, 1),
-                support=support,
-            )
-            for right, support, said in zip(right_K, support_K, said_K, strict=True)
-        ]
+        return int((self.said_N == self.labels_N).sum()) / self.num_images
 
 
 def score(net: nn.Module, data: Dataset, split: Split, *, dtype: torch.dtype) -> Scores:
     """Score a network on a split and leave it in eval mode."""
     logits_NK = compute_logits(net, split.images_NCHW, normalise=data.normalise, dtype=dtype)
-    num_classes = data.info.num_classes
-    pairs_N = split.labels_N * num_classes + logits_NK.argmax(dim=1)
-    counts = torch.bincount(pairs_N, minlength=num_classes**2).view(num_classes, num_classes)
-    return Scores(F.cross_entropy(logits_NK, split.labels_N).item(), counts.cpu().numpy())
+    loss = F.cross_entropy(logits_NK, split.labels_N).item()
+    arrays = (split.labels_N, logits_NK.argmax(dim=1), logits_NK.softmax(dim=1))
+    return Scores(loss, *(array.cpu().numpy() for array in arrays))
 
 
 def score_columns(net: FractalBrainNet, data: Dataset, split: Split, *, dtype: torch.dtype) -> list[ColumnScore]:

@@ -1,6 +1,7 @@
 """Schema of the files that `fbsearch train` writes and that reports read. A model's fields are the keys, in this order.
 
-    <study>/rank-<R>/seed-<S>/result.json       SeedResult; a baseline's lies in baseline-<name>/seed-<S>
+    <study>/rank-<R>/seed-<S>/result.json       SeedResult; a baseline's lies in baseline-<name>/seed-<S>, and beside it
+                                                predictions.safetensors (`winners.predictions`)
     <study>/summary.json, summary.csv           Retraining, a row for each exported configuration
     <study>/comparison.json, baselines.csv      Comparison, its rows are Competitors
     <study>/random-search/draw-<N>.json         Draw
@@ -111,6 +112,10 @@ class Retraining(Record):
     def length(self) -> str:
         """Return how long the longest training was."""
         return max(self.results, key=lambda result: result.epochs).length
+
+    def folders(self, study: Path) -> list[Path]:
+        """Return the folders of the seeds in that of the study's results."""
+        return [study / f"rank-{self.rank}" / f"seed-{result.seed}" for result in self.results]
 
     def row(self) -> dict[str, Any]:
         """Return the fields without the results of the seeds."""

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
-from fbsearch.data.dataset import Dataset
+from fbsearch.data.dataset import Dataset, Split, resize
 from fbsearch.errors import ConfigError
 from fbsearch.files import write_whole
 from fbsearch.messages import EpochStats
@@ -22,8 +23,10 @@ from fbsearch.pictures import training_charts as charts
 from fbsearch.training.devices import choose_dtype
 from fbsearch.training.loop import final_accuracy
 from fbsearch.winners.checkpoint import ModelCard, save_model
+from fbsearch.winners.error_analysis import ErrorAnalysis
 from fbsearch.winners.plan import Run
 from fbsearch.winners.predict import Scores, score, score_columns
+from fbsearch.winners.predictions import Predictions, most_confident_mistakes, save_predictions
 from fbsearch.winners.records import (
     RESULT_NAME,
     SUMMARY_NAME,
@@ -39,6 +42,8 @@ from fbsearch.winners.records import (
 
 # `judge_fit` calls a training error above this high.
 HIGH_ERROR = 0.1
+# Pixels of the longest side of a stored picture; what is smaller is kept as it is.
+PICTURE_SIDE = 96
 
 
 def finish(run: Run, data: Dataset, net: nn.Module, history: list[EpochStats]) -> SeedResult:
@@ -56,15 +61,18 @@ def finish(run: Run, data: Dataset, net: nn.Module, history: list[EpochStats]) -
     if run.baseline is None:
         _save(run, data, net)
     result = _result(run, data, history, scores, columns)
-    classes = [{"class": name, **dataclasses.asdict(one)} for name, one in zip(names, scores.classes(), strict=True)]
-    rows = zip(names, scores.confusion_KK.tolist(), strict=True)
+    predictions = _with_pictures(scores, split, class_names=names, scored_on=result.scored_on)
+    save_predictions(folder, predictions)
+    errors = ErrorAnalysis((predictions,))
+    table, confusion_KK = errors.classes, errors.confusion_KK.astype(int)
+    rows = zip(names, confusion_KK.tolist(), strict=True)
     confusion = [dict(zip(["is / said", *names], [name, *row_K], strict=True)) for name, row_K in rows]
     title = f"{run.study}, {run.name}"
     said = f"{title}: {scores.accuracy:.2%} of {scores.num_images} {result.scored_on} images"
     texts = {
-        "classes.csv": to_csv(classes),
+        "classes.csv": table.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace"),
         "confusion.csv": to_csv(confusion),
-        "confusion.svg": charts.draw_confusion(scores.confusion_KK, names, title=said).encode(),
+        "confusion.svg": charts.draw_confusion(confusion_KK, names, title=said).encode(),
         "curves.svg": charts.draw_curves(history, title=title, caption=result.fit).encode(),
         "metrics.csv": to_csv([dataclasses.asdict(stats) for stats in history]),
     }
@@ -74,6 +82,26 @@ def finish(run: Run, data: Dataset, net: nn.Module, history: list[EpochStats]) -
     for name, content in texts.items():
         write_whole(folder / name, content)
     return result
+
+
+def _with_pictures(scores: Scores, split: Split, *, class_names: tuple[str, ...], scored_on: ScoredOn) -> Predictions:
+    """Return what is kept of a split's predictions: all of them, and small pictures of the most confident mistakes."""
+    labels_N, said_N = scores.labels_N.astype(np.int32), scores.said_N.astype(np.int32)
+    confidence_N = scores.shares_NK.max(axis=1)
+    rows_M = most_confident_mistakes(labels_N, said_N, confidence_N)
+    pictures_MHWC = split.images_NCHW[torch.from_numpy(rows_M).long().to(split.images_NCHW.device)].permute(0, 2, 3, 1)
+    if len(rows_M) and pictures_MHWC.shape[1] > PICTURE_SIDE:
+        pictures_MHWC = resize(pictures_MHWC.cpu(), PICTURE_SIDE)
+    return Predictions(
+        class_names=class_names,
+        scored_on=scored_on,
+        labels_N=labels_N,
+        said_N=said_N,
+        confidence_N=confidence_N,
+        shares_NK=scores.shares_NK.astype(np.float16),
+        rows_M=rows_M,
+        pictures_MHWC=pictures_MHWC.cpu().numpy(),
+    )
 
 
 def _save(run: Run, data: Dataset, net: nn.Module) -> None:

@@ -203,6 +203,7 @@ def test_run_with_a_budget_ends_with_the_accuracy_of_three_seeds(fbsearch: Fbsea
     assert content["test_accuracy"]["seeds"] == len(results) == 3 and content["test_accuracy"]["std"] >= 0
     assert content["test_accuracy"]["mean"] == pytest.approx(sum(result.accuracy for result in results) / 3)
     assert {result.scored_on for result in results} == {"test"}
+    assert content["errors"]["num_seeds"] == 3 and 0 <= content["errors"]["macro_f1"] <= 1
     assert {result.trial for result in results} == {content["best"]["trial"]}
     order = [errors.index(word) for word in ("of search, ", "[2/2] trial 1", "training 3 networks")]
     assert order == sorted(order)

@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 
 from fbsearch.report.page import write_report
 from fbsearch.study.database import open_storage
-from tests.report.test_final_results import competitor, training, write_comparison, write_summary
+from tests.report.test_final_results import competitor, training, write_comparison, write_predictions, write_summary
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -172,6 +172,7 @@ def test_report_of_what_was_trained_after_the_search_fits(
     (tmp_path / "reports" / "digits").mkdir(parents=True)
     write_summary(training(study))
     write_comparison(competitor(kind="winner"), competitor(name=SCRIPT), competitor(name="x", failure=SCRIPT))
+    write_predictions(class_names=(SCRIPT, "Übergrößenträger", "日本"))
     seen = visit(write_report(study).absolute(), width=width)
     assert seen.console == []
     assert seen.ask("() => document.scrollingElement.scrollWidth") <= width
@@ -179,6 +180,10 @@ def test_report_of_what_was_trained_after_the_search_fits(
         points = f"() => document.querySelectorAll('[data-figure={name}] path.point').length"
         assert seen.ask(points) == marks, name
     assert SCRIPT in seen.page.inner_text("#retrained table >> nth=1")
+    assert SCRIPT in seen.page.inner_text("#errors table >> nth=0")
+    shown = "() => [...document.querySelectorAll('.mistakes img')].filter(image => image.naturalWidth).length"
+    assert seen.ask(shown) == 24
+    assert seen.ask("() => document.querySelectorAll('[data-figure=confusion] .hm image').length") == 2
 
 
 @pytest.mark.parametrize("count", [0, 1])

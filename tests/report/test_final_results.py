@@ -1,20 +1,30 @@
 """The results of retraining in the report: tables, figures, headline, and lines for damaged files."""
 
+import base64
+import dataclasses
+import io
 import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+from made_predictions import make_predictions
 from made_studies import make_study
 from optuna.storages import RDBStorage
+from PIL import Image
 
 from fbsearch.cli.app import main
 from fbsearch.report.final_results import plot_comparison, plot_trainings, read_retrained
+from fbsearch.report.mistakes import Errors, describe_calibration, plot_confusion
 from fbsearch.report.page import write_report
 from fbsearch.report.trials_table import trials_frame
+from fbsearch.winners.error_analysis import ErrorAnalysis
+from fbsearch.winners.predictions import PREDICTIONS_NAME, save_predictions
+from fbsearch.winners.records import ColumnScore, Retraining
 from tests.report.test_page import SCRIPT, Page
 
 FOLDER = Path("reports/digits")
@@ -180,3 +190,87 @@ def test_report_leaves_out_the_training_of_another_search(study: optuna.Study) -
     write_summary(training(study, search_value=0.123), training(study, trial=1), training(study, trial=99))
     page = Page(write_report(study))
     assert page.text.count("is of another search") == 3 and "retrained" not in page.ids
+
+
+# Where it errs.
+
+
+def write_predictions(*, class_names: tuple[str, ...] = ("cat", "dog", "fox"), num_seeds: int = 3) -> ErrorAnalysis:
+    """The stored predictions of the seeds of `training`."""
+    seeds = tuple(make_predictions(300, class_names=class_names, seed=seed) for seed in range(num_seeds))
+    for seed, predictions in enumerate(seeds):
+        save_predictions(FOLDER / "rank-1" / f"seed-{seed}", predictions)
+    return ErrorAnalysis(seeds)
+
+
+def test_report_shows_where_the_retrained_winner_errs(study: optuna.Study) -> None:
+    columns = [ColumnScore(depth=d, accuracy=a, latency_ms=2.5, num_parameters=99) for d, a in ((1, 0.5), (0, 0.75))]
+    with_columns = seed_result(0) | {"columns": [column.model_dump() for column in columns]}
+    write_summary(training(study, results=[with_columns, seed_result(1), seed_result(2)]))
+    analysis = write_predictions()
+    page = Page(write_report(study))
+    assert "errors" in page.ids and {"confusion", "reliability"} <= page.data["figures"].keys()
+    assert "with 3 seeds. What each network said of the 300 test images was stored" in page.text
+    low, high = analysis.macro_f1_interval or (0, 0)
+    assert f"{analysis.macro_f1:.2%} macro-F1, {low:.2%} to {high:.2%}" in page.text
+    assert f"{analysis.calibration.error:.2%} expected calibration error" in page.text
+    hardest = analysis.hardest(1).iloc[0]
+    assert f"{hardest['class']} {hardest['f1']:.1%} {100 * hardest['f1_low']:.1f} to" in page.text
+    truth, said, images, count = analysis.confusions(1)[0]
+    shown = f"{images:.1f}" if images < 9.95 and images % 1 else f"{images:.0f}"
+    assert f"{truth} {said} {shown} of {count} {images / count:.2%}" in page.text
+    surest = analysis.mistakes[0]
+    assert f"is {surest.truth} said {surest.said} {surest.confidence:.1%}, {surest.share_of_truth:.1%}" in page.text
+    pictures = [source for source in page.images if source.startswith("data:image/png")]
+    decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))) for source in pictures]
+    assert all(any(np.array_equal(mistake.image_HWC, one) for one in decoded) for mistake in analysis.mistakes)
+    assert "depth 1 50.00% 2.50 99 whole network 75.00%" in page.text
+
+
+def test_report_of_a_training_by_an_older_version_leaves_out_where_it_errs(study: optuna.Study) -> None:
+    write_summary(training(study))
+    page = Page(write_report(study))
+    assert "errors" not in page.ids and "Where it errs" not in page.text and "retrained" in page.ids
+
+
+def test_report_names_damaged_predictions_and_goes_on(study: optuna.Study) -> None:
+    write_summary(training(study))
+    write_predictions()
+    path = FOLDER / "rank-1" / "seed-1" / PREDICTIONS_NAME
+    path.write_bytes(path.read_bytes()[:-1])
+    said: list[str] = []
+    page = Page(write_report(study, say=said.append))
+    assert len(said) == 1 and said[0].startswith(f"{path}: cannot be read (") and said[0] in page.text
+    assert "errors" not in page.ids and "retrained" in page.ids
+
+
+def test_report_escapes_the_names_of_classes(study: optuna.Study) -> None:
+    write_summary(training(study))
+    write_predictions(class_names=(SCRIPT, "b"))
+    page = Page(write_report(study))
+    assert SCRIPT in page.text and page.tags.count("script") == 3 and "<script>alert" not in page.source
+    assert page.data["figures"]["confusion"]["layout"]["yaxis"]["ticktext"][0].startswith("&lt;script&gt;")
+
+
+def test_confusion_figure_has_rows_of_truth_and_at_most_the_hardest_classes(study: optuna.Study) -> None:
+    analysis = write_predictions()
+    found = Errors(Retraining.model_validate(training(study)), analysis)
+    right, wrong = plot_confusion(found).data
+    shares = analysis.confusion_KK / analysis.confusion_KK.sum(axis=1)[:, None]
+    both = np.where(np.isnan(right.z), wrong.z, right.z)
+    np.testing.assert_allclose(both**2, shares)
+    assert np.isnan(wrong.z.diagonal()).all() and np.isfinite(right.z.diagonal()).all()
+    many = Errors(found.training, write_predictions(class_names=tuple(f"class {i:02}" for i in range(50))))
+    figure = plot_confusion(many)
+    assert figure.data[0].z.shape == (40, 40) and "of the 40 hardest classes" in figure.layout.title.text
+    assert set(figure.layout.yaxis.ticktext) == set(many.analysis.hardest(40)["class"])
+
+
+@pytest.mark.parametrize(("right", "said"), [(9, "no evidence"), (4, "is too sure"), (10, "is not sure enough")])
+def test_report_says_whether_probabilities_can_be_believed(study: optuna.Study, right: int, said: str) -> None:
+    labels_N, said_N = np.zeros(200, dtype=np.int32), np.repeat([0, 1], [20 * right, 200 - 20 * right]).astype(np.int32)
+    one = dataclasses.replace(
+        make_predictions(200), labels_N=labels_N, said_N=said_N, confidence_N=np.full(200, 0.9, dtype=np.float32)
+    )
+    found = Errors(Retraining.model_validate(training(study)), ErrorAnalysis((one,)))
+    assert said in describe_calibration(found)

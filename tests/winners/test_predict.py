@@ -15,7 +15,7 @@ from fbsearch.errors import DataError
 from fbsearch.training.evaluation import evaluate
 from fbsearch.training.loop import train
 from fbsearch.winners.checkpoint import ModelCard, TrainedModel, build_net, load_model, save_model
-from fbsearch.winners.predict import Scores, compute_logits, find_images, predict, score, score_columns
+from fbsearch.winners.predict import compute_logits, find_images, predict, score, score_columns
 
 DATA = DataConfig(limit=500)
 Fbsearch = Callable[..., tuple[int, str, str]]
@@ -64,26 +64,15 @@ def files(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Whole splits.
 
 
-def test_score_agrees_with_the_trainer_and_scikit_learn(model: TrainedModel, digits: Dataset) -> None:
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
+def test_score_agrees_with_the_trainer_and_keeps_what_was_said(model: TrainedModel, digits: Dataset) -> None:
     assert digits.test is not None
     scores = score(model.net, digits, digits.test, dtype=torch.float32)
     assert (scores.loss, scores.accuracy) == pytest.approx(evaluate(model.net, digits, digits.test))
     assert scores.num_images == 360 and scores.accuracy > 0.3
     logits_NK = compute_logits(model.net, digits.test.images_NCHW, normalise=digits.normalise, dtype=torch.float32)
-    said_N, labels_N = logits_NK.argmax(dim=1).numpy(), digits.test.labels_N.numpy()
-    np.testing.assert_array_equal(scores.confusion_KK, confusion_matrix(labels_N, said_N))
-    expected = precision_recall_fscore_support(labels_N, said_N, zero_division=0)
-    found = [[getattr(one, name) for one in scores.classes()] for name in ("precision", "recall", "f1", "support")]
-    np.testing.assert_allclose(found, expected)
-
-
-def test_score_of_a_class_without_images_or_answers_is_zero() -> None:
-    first, second, third = Scores(0.0, np.array([[1, 0, 1], [0, 0, 0], [2, 0, 0]])).classes()
-    assert (first.precision, first.recall, first.support) == (1 / 3, 1 / 2, 2)
-    assert (second.precision, second.recall, second.f1, second.support) == (0, 0, 0, 0)
-    assert (third.precision, third.recall, third.f1, third.support) == (0, 0, 0, 2)
+    np.testing.assert_array_equal(scores.labels_N, digits.test.labels_N)
+    np.testing.assert_array_equal(scores.said_N, logits_NK.argmax(dim=1))
+    np.testing.assert_array_equal(scores.shares_NK, logits_NK.softmax(dim=1))
 
 
 def test_score_columns_grow_with_their_depth(model: TrainedModel, digits: Dataset) -> None:

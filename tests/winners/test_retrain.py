@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,7 +27,7 @@ import yaml
 from fbsearch.cli.app import main
 from fbsearch.config.export_file import Export, dump_export
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialConfig
-from fbsearch.data.dataset import Dataset, load_dataset
+from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.files import file_name
 from fbsearch.messages import EpochStats
 from fbsearch.network.model import FractalBrainNet
@@ -37,6 +38,7 @@ from fbsearch.training.run import TrainState
 from fbsearch.winners.checkpoint import load_model
 from fbsearch.winners.plan import Run, plan_runs
 from fbsearch.winners.plan import Settings as RunSettings
+from fbsearch.winners.predictions import load_predictions
 from fbsearch.winners.results import judge_fit, read_result, summarize
 from fbsearch.winners.retrain import prepare
 
@@ -213,7 +215,7 @@ def test_train_killed_at_any_moment_goes_on_and_ends_as_if_it_had_not_been(tmp_p
     output = (tmp_path / "output.txt").read_text()
     assert f"going on after epoch {done}\n" in output or f"going on after epoch {done + 1}\n" in output
     other = tmp_path / "whole" / FOLDER / "rank-1" / "seed-7"
-    for name in ("model.safetensors", "model.yaml", "confusion.csv", "classes.csv"):
+    for name in ("model.safetensors", "model.yaml", "confusion.csv", "classes.csv", "predictions.safetensors"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
     assert without_times(folder / "metrics.csv") == without_times(other / "metrics.csv")
     results = [json.loads((path / "result.json").read_text()) for path in (folder, other)]
@@ -234,7 +236,7 @@ def test_train_writes_all_results_and_trains_a_finished_seed_no_more(fbsearch: F
     seed = folder / "rank-1" / "seed-7"
     assert {path.name for path in seed.iterdir()} >= {
         "model.safetensors", "model.yaml", "metrics.csv", "curves.svg", "confusion.svg", "confusion.csv",
-        "classes.csv", "columns.csv", "result.json",
+        "classes.csv", "columns.csv", "predictions.safetensors", "result.json",
     }  # fmt: skip
     result = json.loads((seed / "result.json").read_text())
     assert result["scored_on"] == "test" and result["num_images"] == 360
@@ -247,7 +249,14 @@ def test_train_writes_all_results_and_trains_a_finished_seed_no_more(fbsearch: F
     assert evaluate(model.net, data, data.test)[1] == pytest.approx(result["accuracy"])
     confusion = read_csv(seed / "confusion.csv")
     assert sum(int(row[row["is / said"]]) for row in confusion) == round(360 * result["accuracy"])
-    assert sum(int(row["support"]) for row in read_csv(seed / "classes.csv")) == 360
+    classes = read_csv(seed / "classes.csv")
+    assert sum(int(row["support"]) for row in classes) == 360
+    assert list(classes[0]) == [
+        "class", "precision", "precision_low", "precision_high", "recall", "recall_low", "recall_high", "f1", "f1_low",
+        "f1_high", "support",
+    ]  # fmt: skip
+    check_predictions(seed, data.test, accuracy=result["accuracy"])
+    assert "Where rank 1 errs, of 360 test images:\n  macro-F1 " in output and "Where rank 2 errs" in output
 
     rows = read_csv(folder / "summary.csv")
     accuracies = [json.loads((folder / "rank-1" / f"seed-{s}" / "result.json").read_text())["accuracy"] for s in (7, 8)]
@@ -258,8 +267,34 @@ def test_train_writes_all_results_and_trains_a_finished_seed_no_more(fbsearch: F
 
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("seed-*/*") if path.name != ".lock"}
     code, output, _ = fbsearch("train", "best.yaml", "--top", 2, "--seeds", 2, "--device", "cpu", "--json")
-    assert code == 0 and json.loads(output)["configs"][0]["num_seeds"] == 2
+    configs = json.loads(output)["configs"]
+    assert code == 0 and configs[0]["num_seeds"] == configs[0]["errors"]["num_seeds"] == 2
+    assert 0 < configs[0]["errors"]["macro_f1"] < 1 and len(configs[0]["errors"]["hardest_classes"]) == 3
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def check_predictions(folder: Path, split: Split, *, accuracy: float) -> None:
+    """The stored predictions are of the split, in its order, and the pictures are those of its images."""
+    found = load_predictions(folder)
+    assert found is not None and np.array_equal(found.labels_N, split.labels_N)
+    assert found.is_right_N.mean() == pytest.approx(accuracy)
+    np.testing.assert_allclose(found.shares_NK.sum(axis=1), 1, atol=2e-3)
+    np.testing.assert_allclose(found.shares_NK.max(axis=1), found.confidence_N, atol=1e-3)
+    assert len(found.rows_M) == min(24, int((~found.is_right_N).sum())) > 0
+    assert np.array_equal(found.pictures_MHWC, split.images_NCHW.permute(0, 2, 3, 1)[found.rows_M])
+
+
+def test_train_keeps_small_pictures_of_large_images(
+    fbsearch: Fbsearch, tmp_path: Path, make_tree: Callable[..., Path]
+) -> None:
+    root = make_tree(train={"a": 8, "b": 8}, test={"a": 6, "b": 6}, size=(128, 128))
+    data = DataConfig(name="folder", root=str(root), image_size=128)
+    # At a learning rate of nearly nothing, all images are said to be of one class.
+    write_export(tmp_path, make_export(data=data, shape=(2, 3, 128), epochs=1, stem="patch4", learning_rate=1e-7))
+    code, _, errors = fbsearch("train", "best.yaml", "--seeds", 1, "--device", "cpu")
+    assert (code, errors) == (0, "")
+    found = load_predictions(tmp_path / "reports" / FOLDER / "rank-1" / "seed-7")
+    assert found is not None and found.pictures_MHWC.shape[1:] == (96, 96, 3) and found.pictures_MHWC.std() > 10
 
 
 def test_train_says_that_a_network_keeps_nothing_of_the_fractal(fbsearch: Fbsearch, tmp_path: Path) -> None:
