@@ -148,6 +148,12 @@ def test_report_configuration_opens_where_it_is_linked(report: Path, visit: Any)
     seen.page.click("summary:has-text('Rank 1, trial')")
     text = seen.page.inner_text("#rank1 pre")
     assert text.startswith("format: fbsearch-export/1")
+    seen.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    seen.page.click("#rank1 .copy")
+    seen.page.wait_for_selector("#rank1 .copy:has-text('Copied')")
+    assert seen.ask("() => navigator.clipboard.readText()") == seen.ask(
+        "() => document.querySelector('#rank1 pre').textContent"
+    )
     with seen.page.expect_download() as download:
         seen.page.click("#rank1 a[download]")
     assert download.value.suggested_filename == "digits-rank1.yaml"

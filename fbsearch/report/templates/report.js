@@ -39,6 +39,29 @@
     setTimeout(drawNext, 0, index + 1);
   }
 
+  // A button without a script would do nothing, so the script makes it.
+  function addCopyButton(text) {
+    const copy = document.createElement("button");
+    const frame = document.createElement("div");
+    copy.type = "button";
+    copy.className = "copy";
+    copy.textContent = "Copy";
+    frame.className = "code";
+    text.replaceWith(frame);
+    frame.append(text, copy);
+    copy.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        copy.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(text);
+        copy.textContent = "Selected";
+      }
+      setTimeout(() => { copy.textContent = "Copy"; }, 2000);
+    });
+  }
+
+  document.querySelectorAll("pre").forEach(addCopyButton);
   button.addEventListener("click", () => {
     root.dataset.theme = theme() === "dark" ? "light" : "dark";
     show();
