@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fbsearch.api.classifier import FractalBrainNetClassifier
     from fbsearch.api.model import Model, load_model
     from fbsearch.api.search import search
-    from fbsearch.api.study import BestTrial, Study, open_study
+    from fbsearch.api.study import BestTrial, Study, list_studies, open_study
     from fbsearch.config.export_file import load_export
     from fbsearch.config.models import DataConfig, FractalPatternType, ModelConfig, TrainConfig
     from fbsearch.config.study_file import StudyConfig, load_study_file
@@ -39,6 +39,7 @@ _HOMES = {
     "TrainConfig": "config.models",
     "create_fractal_brain_net": "network.model",
     "generate_pattern": "network.patterns",
+    "list_studies": "api.study",
     "load_export": "config.export_file",
     "load_model": "api.model",
     "load_study_file": "config.study_file",
@@ -61,6 +62,7 @@ __all__ = [
     "TrainConfig",
     "create_fractal_brain_net",
     "generate_pattern",
+    "list_studies",
     "load_export",
     "load_model",
     "load_study_file",

@@ -15,6 +15,8 @@ from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, FbsearchError, StorageError
 from fbsearch.files import write_output
+from fbsearch.study import catalogue
+from fbsearch.study.catalogue import delete_study, rename_study
 from fbsearch.study.database import open_storage, storage_errors
 from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, trial_table
 from fbsearch.study.queries import best_trial
@@ -180,6 +182,17 @@ class Study:
             progress=progress,
         )
 
+    def rename(self, name: str) -> None:
+        """Give the study another name. Raise StorageError if it is being searched, or the name is taken."""
+        with storage_errors(self._url):
+            rename_study(open_storage(self._url), self.name, name)
+            self._study = load_study(open_storage(self._url), name)
+
+    def delete(self) -> None:
+        """Delete the study with all its trials. Raise StorageError if it is being searched."""
+        with storage_errors(self._url):
+            delete_study(open_storage(self._url), self.name)
+
     def __repr__(self) -> str:
         now = self.status
         counts = ", ".join(f"{now[f'num_{kind}']} {kind}" for kind in ("complete", "pruned", "failed", "running"))
@@ -199,6 +212,16 @@ def open_study(name: str | None = None, *, storage: str | Path | None = None) ->
     url = storage_url(storage)
     with storage_errors(url):
         return Study(load_study(open_storage(url), name), storage=url)
+
+
+@python_words()
+def list_studies(*, storage: str | Path | None = None) -> "pandas.DataFrame":
+    """Return a table of the studies of a database, the oldest first. `storage` is that of `search`."""
+    import pandas
+
+    url = storage_url(storage)
+    with storage_errors(url):
+        return pandas.DataFrame([study.as_dict() for study in catalogue.list_studies(open_storage(url))])
 
 
 def storage_url(storage: str | Path | None) -> str:

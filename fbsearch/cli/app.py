@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fbsearch.cli import bench_commands, model_commands, study_commands
+from fbsearch.cli import bench_commands, catalogue_commands, model_commands, study_commands
 from fbsearch.cli.options import EXIT_BUG
 from fbsearch.errors import FbsearchError, printable_lines
 
@@ -96,5 +96,6 @@ def _options(
 
 
 app.add_typer(study_commands.app)
+app.add_typer(catalogue_commands.app, name="studies")
 app.add_typer(model_commands.app)
 app.add_typer(bench_commands.app, name="bench")

@@ -4,7 +4,7 @@ import datetime
 import math
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -18,6 +18,7 @@ from rich.text import Text
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import format_value
 from fbsearch.search.state import SearchState, format_progress
+from fbsearch.study.catalogue import StudySummary
 from fbsearch.study.database import hide_password
 from fbsearch.study.study import best_trials, stored_num_trials
 from fbsearch.study.trial_record import (
@@ -146,6 +147,21 @@ def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | N
         console.print("no trial is complete yet")
     else:
         print_best(console, best)
+
+
+def study_table(studies: Sequence[StudySummary]) -> Table:
+    """Return a row for each study; in a narrow terminal names are folded, and the data sets cut."""
+    states = ["searching" if one.is_searched else "stopped" * (one.num_running > 0) for one in studies]
+    table = make_table("study", "best", "complete", "pruned", "failed", *["state"] * any(states), "last", "data")
+    names = table.columns[0]
+    names.no_wrap, names.overflow = False, "fold"
+    names.min_width = min(16, max((len(one.name) for one in studies), default=0))
+    for one, state in zip(studies, states, strict=True):
+        best = "" if one.best is None else f"{one.best:.2%}"
+        counts = (f"{number:,}" for number in (one.num_complete, one.num_pruned, one.num_failed))
+        last = "" if one.last is None else f"{one.last:%Y-%m-%d}"
+        table.add_row(Text(one.name), best, *counts, *[state] * any(states), last, cut_text(one.data))
+    return table
 
 
 def watch_study(console: Console, study: optuna.Study, *, interval: float, once: bool) -> None:

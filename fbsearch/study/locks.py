@@ -47,6 +47,10 @@ _HOLDERS = sqlalchemy.text(_HELD)
 _OWN_LOCK = sqlalchemy.text(f"{_HELD} AND objid = :lock AND pid = pg_backend_pid()")
 
 
+class StudyHeldError(StorageError):
+    """Another process searches the study."""
+
+
 class StudyClaim:
     """The claim of the only coordinator: a running trial is its own, or that of a coordinator that is dead."""
 
@@ -168,7 +172,7 @@ def claim_study(storage: optuna.storages.RDBStorage, name: str) -> Iterator[Stud
     """Claim a study as one of its coordinators, until the block ends or the process dies in any way.
 
     On SQLite the claim is exclusive, because a second coordinator would put back the running trials of the first:
-    StorageError if another process has it. On PostgreSQL any number of coordinators share the study.
+    StudyHeldError if another process has it. On PostgreSQL any number of coordinators share the study.
     """
     if storage.engine.dialect.name == "sqlite":
         with _file_lock(storage, name) as path, _inode_lock(storage, name, path):
@@ -231,8 +235,8 @@ def _inode_lock(storage: optuna.storages.RDBStorage, name: str, path: Path) -> I
         yield
 
 
-def _held_error(storage: optuna.storages.RDBStorage, name: str) -> StorageError:
-    return StorageError(
+def _held_error(storage: optuna.storages.RDBStorage, name: str) -> StudyHeldError:
+    return StudyHeldError(
         f"{storage.engine.url.database}: another `fbsearch run` is searching the study {name!r}"
         f"{describe_searcher(storage, name)}; wait for it, end it with Ctrl-C, start another study with --name, or let "
         "several machines search one study in PostgreSQL (--storage postgresql+psycopg://...)"

@@ -5,9 +5,10 @@ Optuna's own ways to count trials, or to find those of a value, read every trial
 """
 
 import collections
+import datetime
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 import sqlalchemy
@@ -56,6 +57,34 @@ def study_names(storage: optuna.storages.RDBStorage) -> list[str]:
     """Return the names of all studies, the oldest first. Optuna's way reads the attributes of all, damaged ones too."""
     study = models.StudyModel
     return [name for (name,) in _read(storage, sqlalchemy.select(study.study_name).order_by(study.study_id))]
+
+
+class StudyRow(NamedTuple):
+    """A study as the database lists it. `last` is when the last of its trials began or ended."""
+
+    study_id: int
+    name: str
+    is_ours: bool
+    num_trials: int
+    last: datetime.datetime | None
+
+
+def list_rows(storage: optuna.storages.RDBStorage, *, mark: str) -> list[StudyRow]:
+    """Return a row for each study, the oldest first; fbsearch's have the attribute `mark`, which is not read."""
+    study, trial, attribute = models.StudyModel, models.TrialModel, models.StudyUserAttributeModel
+    is_marked = sqlalchemy.exists().where(attribute.study_id == study.study_id, attribute.key == mark)
+    times = trial.__table__.c  # in UTC; TrialModel's own attributes are no columns
+    last = sqlalchemy.func.max(sqlalchemy.func.coalesce(times.datetime_complete, times.datetime_start))
+    query = (
+        sqlalchemy.select(study.study_id, study.study_name, is_marked, sqlalchemy.func.count(trial.trial_id), last)
+        .select_from(sqlalchemy.outerjoin(study, trial, trial.study_id == study.study_id))
+        .group_by(study.study_id, study.study_name)
+        .order_by(study.study_id)
+    )
+    return [
+        StudyRow(study_id, name, is_ours, num_trials, last and last.replace(tzinfo=datetime.UTC))
+        for study_id, name, is_ours, num_trials, last in _read(storage, query)
+    ]
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:

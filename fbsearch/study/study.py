@@ -6,6 +6,7 @@ One coordinator writes a trial; any process may read.
 import contextlib
 import dataclasses
 import datetime
+import difflib
 import json
 import os
 import socket
@@ -22,7 +23,7 @@ from fbsearch.errors import ConfigError, SearchError, StorageError
 from fbsearch.messages import DatasetInfo
 from fbsearch.study.buffered_storage import BufferedStorage
 from fbsearch.study.database import hide_password
-from fbsearch.study.queries import best_trial, count_trials, study_names
+from fbsearch.study.queries import StudyRow, best_trial, count_trials, list_rows
 from fbsearch.study.sampling import make_pruner, make_sampler
 from fbsearch.study.trial_record import DETAILS, TrialRecord, is_duplicate, rank_order
 
@@ -161,7 +162,7 @@ def describe_searcher(storage: optuna.storages.RDBStorage, name: str) -> str:
     """Return ` (process ... on ..., since ...)` of the last search of a study; nothing if it has stored none yet."""
     try:
         attributes = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
-    except (KeyError, optuna.exceptions.StorageInternalError):  # it is just being made, or cannot be read now
+    except (KeyError, json.JSONDecodeError, optuna.exceptions.StorageInternalError):  # just made, damaged, not readable
         return ""
     if COORDINATOR not in attributes:
         return ""
@@ -169,22 +170,49 @@ def describe_searcher(storage: optuna.storages.RDBStorage, name: str) -> str:
 
 
 def load_study(storage: optuna.storages.RDBStorage, name: str | None) -> optuna.Study:
-    """Return the study of that name, or the newest one without a name. StorageError if absent, or not fbsearch's."""
-    names = study_names(storage)
-    if not names:
-        raise StorageError("there is no study in this database yet; `fbsearch run` makes one")
-    if name is not None and name not in names:
-        raise StorageError(f"there is no study {name!r} in this database; there are: {', '.join(names)}")
-    study = optuna.load_study(storage=storage, study_name=name if name is not None else names[-1])
+    """Return the study of that name, or the newest one without a name. StorageError if absent, or not fbsearch's.
+
+    The newest is the last of fbsearch's that was made, and has a trial or is being searched.
+    """
+    name = _newest(storage) if name is None else find_row(storage, name).name
+    study = optuna.load_study(storage=storage, study_name=name)
     try:
         attributes = study.user_attrs
     except json.JSONDecodeError:
-        raise StorageError(
-            f"the study {study.study_name!r} is damaged: its attributes are no JSON; there are: {', '.join(names)}"
-        ) from None
+        others = ", ".join(row.name for row in list_rows(storage, mark=CONFIG))
+        raise StorageError(f"the study {name!r} is damaged: its attributes are no JSON; there are: {others}") from None
     if not is_ours(attributes):
-        raise StorageError(f"the study {study.study_name!r} was not made by fbsearch; optuna-dashboard shows it")
+        raise StorageError(f"the study {name!r} was not made by fbsearch; optuna-dashboard shows it")
     return study
+
+
+def find_row(storage: optuna.storages.RDBStorage, name: str) -> StudyRow:
+    """Return the row of the study of that name. StorageError, which names those that there are, if absent."""
+    rows = _rows(storage)
+    for row in rows:
+        if row.name == name:
+            return row
+    names = [row.name for row in rows]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? There are: " if close else "there are: "
+    raise StorageError(f"there is no study {name!r} in this database; {hint}{', '.join(names)}")
+
+
+def _newest(storage: optuna.storages.RDBStorage) -> str:
+    from fbsearch.study.locks import is_claimed  # which imports this module
+
+    rows = _rows(storage)
+    for row in reversed(rows):  # a search that has just begun has no trial yet
+        if row.is_ours and (row.num_trials or is_claimed(optuna.load_study(storage=storage, study_name=row.name))):
+            return row.name
+    return next((row.name for row in reversed(rows) if row.is_ours), rows[-1].name)
+
+
+def _rows(storage: optuna.storages.RDBStorage) -> list[StudyRow]:
+    rows = list_rows(storage, mark=CONFIG)
+    if not rows:
+        raise StorageError("there is no study in this database yet; `fbsearch run` makes one")
+    return rows
 
 
 def _check_unchanged(stored: StudyConfig, config: StudyConfig) -> None:

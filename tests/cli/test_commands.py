@@ -24,7 +24,7 @@ from fbsearch.study.trial_record import fail
 from fbsearch.workers.executor import num_gpus
 
 COMMANDS = [
-    "run", "status", "export", "report", "init", "validate", "schema", "dashboard", "watch",
+    "run", "status", "export", "report", "init", "validate", "schema", "dashboard", "watch", "studies",
     "train", "predict", "export-model", "summary", "analyze", "patterns", "bench",
 ]  # fmt: skip
 PROGRAM = Path(sys.executable).with_name("fbsearch")
@@ -440,3 +440,24 @@ def test_run_changed_settings_say_what_changed_and_train_nothing(
     opened = open_storage(searched)
     assert len(optuna.load_study(storage=opened, study_name="digits").trials) == 5
     opened.engine.dispose()
+
+
+# studies.
+
+
+def test_studies_lists_deletes_and_renames(fbsearch: Fbsearch, searched: str) -> None:
+    code, output, errors = fbsearch("studies", "--storage", searched)
+    assert (code, errors) == (0, "")
+    head, older, digits = (line.split() for line in output.splitlines())
+    assert head[0] == "study" and older[:1] == ["older"] and digits[:5] == ["digits", "90.00%", "3", "1", "1"]
+    listed = json.loads(fbsearch("studies", "--json", "--storage", searched)[1])
+    assert [(one["name"], one["num_complete"]) for one in listed] == [("older", 0), ("digits", 3)]
+    result = fbsearch("studies", "delete", "digits", "--storage", searched)
+    assert "no terminal in which to ask; --yes deletes" in error_of(result)
+    assert fbsearch("studies", "--storage", searched, "delete", "digits", "--yes")[0] == 2, "of another database"
+    code, output, _ = fbsearch("studies", "rename", "digits", "zif fern", "--storage", searched)
+    assert code == 0 and "is now 'zif fern'; `fbsearch run` goes on with it with --name 'zif fern'" in output
+    for name, number in (("zif fern", 5), ("older", 0)):
+        code, output, _ = fbsearch("studies", "delete", name, "--yes", "--storage", searched)
+        assert (code, output) == (0, f"'{name}': deleted, with {number} trials\n")
+    assert "no study in this database yet" in fbsearch("studies", "--storage", searched)[1]

@@ -177,16 +177,19 @@ def test_create_study_of_a_newer_fbsearch_says_so(storage: RDBStorage, study: op
 
 def test_load_study_without_a_name_is_the_newest(storage: RDBStorage, study: optuna.Study) -> None:
     assert load_study(storage, None).study_name == "digits"
-    create_study(storage, study_of({"name": "a"}))
+    finish(create_study(storage, study_of({"name": "a"})), 0.5)
     assert load_study(storage, None).study_name == "a"
     assert load_study(storage, "digits").study_name == "digits"
+    create_study(storage, study_of({"name": "empty"}))
+    assert load_study(storage, None).study_name == "a"
 
 
 def test_load_study_unknown_lists_what_there_is(storage: RDBStorage, study: optuna.Study) -> None:
     create_study(storage, study_of({"name": "a"}))
     with pytest.raises(StorageError) as caught:
         load_study(storage, "digit")
-    assert str(caught.value) == "there is no study 'digit' in this database; there are: digits, a"
+    hint = "did you mean 'digits'? There are: digits, a"
+    assert str(caught.value) == f"there is no study 'digit' in this database; {hint}"
 
 
 @pytest.mark.parametrize("name", [None, "digits"])
