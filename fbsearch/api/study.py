@@ -18,7 +18,7 @@ from fbsearch.files import write_output
 from fbsearch.study import catalogue
 from fbsearch.study.catalogue import delete_study, rename_study
 from fbsearch.study.database import open_storage, storage_errors
-from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, trial_table
+from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, export_trial, trial_table
 from fbsearch.study.queries import best_trial
 from fbsearch.study.study import load_study, status, stored_config, stored_dataset
 from fbsearch.study.trial_record import TrialRecord, trial_config
@@ -123,15 +123,19 @@ class Study:
             return write_report(self._study, None if path is None else Path(path), top=top, force=force)
 
     @python_words()
-    def export(self, path: str | Path = "best.yaml", *, top: int = 5, force: bool = False) -> Path:
-        """Write the `top` best configurations (.yaml), or all trials (.csv, .json), and return the path.
+    def export(
+        self, path: str | Path = "best.yaml", *, top: int = 5, trial: int | None = None, force: bool = False
+    ) -> Path:
+        """Write the `top` best configurations or one trial's (.yaml), or all trials (.csv, .json); return the path.
 
         Raise ConfigError for another ending, and if the file is there and of another kind, without `force`.
+        StorageError for a trial that is not there, not complete, or repeats another.
         """
         path = Path(path)
         with storage_errors(self._url):
             if path.suffix in (".yaml", ".yml"):
-                kind, text = EXPORT, dump_export(export_best(self._study, top=top))
+                found = export_best(self._study, top=top) if trial is None else export_trial(self._study, trial)
+                kind, text = EXPORT, dump_export(found)
             elif path.suffix == ".csv":
                 kind, text = CSV_TABLE, self.trials.to_csv(index=False)
             elif path.suffix == ".json":

@@ -156,10 +156,16 @@ def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: 
 @app.command()
 def export(
     name: StudyName = None,
-    top: Annotated[int, typer.Option(min=1, help="How many configurations (YAML only).")] = 5,
+    top: Annotated[int | None, typer.Option(min=1, help="How many configurations (YAML only), 5 by default.")] = None,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="The configuration of this trial instead of the best (YAML only).")
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="The file to write, - is standard output; without it: best.yaml, trials.csv or trials.json."),
+        typer.Option(
+            help="The file to write, - is standard output; without it: best.yaml, trial-N.yaml, trials.csv or "
+            "trials.json."
+        ),
     ] = None,
     output_format: Annotated[
         ExportFormat, typer.Option("--format", help="yaml: the best configurations; csv or json: all trials.")
@@ -167,20 +173,24 @@ def export(
     force: Force = False,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Write the best configurations to YAML, or all trials to CSV or JSON."""
+    """Write the best configurations, or one trial's, to YAML, or all trials to CSV or JSON."""
     from fbsearch.config.export_file import EXPORT, describe_common, dump_export
     from fbsearch.files import message_stream, write_output
     from fbsearch.study.database import storage_errors
-    from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, trial_table
+    from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, export_trial, trial_table
 
     as_yaml, as_csv = (output_format is kind for kind in (ExportFormat.YAML, ExportFormat.CSV))
-    path = output or Path("best.yaml" if as_yaml else f"trials.{output_format}")
+    if trial is not None and (top is not None or not as_yaml):
+        raise typer.BadParameter("cannot be used with --top, nor with --format csv or json", param_hint="--trial")
+    yaml_name = "best.yaml" if trial is None else f"trial-{trial}.yaml"
+    path = output or Path(yaml_name if as_yaml else f"trials.{output_format}")
     study = open_study(storage, name)
     notes: list[str] = []
     with storage_errors(storage):
         if as_yaml:
-            best = export_best(study, top=top)
-            text, what = dump_export(best), f"the best {len(best.configs)} configurations"
+            best = export_best(study, top=top or 5) if trial is None else export_trial(study, trial)
+            number = f"the best {len(best.configs)} configurations"
+            text, what = dump_export(best), number if trial is None else f"trial {trial}, rank {best.configs[0].rank},"
             notes = describe_common(best.configs)
         else:
             table = trial_table(study)

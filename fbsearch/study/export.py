@@ -4,7 +4,7 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from fbsearch.config.export_file import Export, Searched
@@ -12,7 +12,7 @@ from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import FileKind
 from fbsearch.messages import EpochStats
 from fbsearch.study.study import best_trials, stored_config, stored_dataset
-from fbsearch.study.trial_record import FINISHED, TrialRecord, is_duplicate, is_finished, is_infeasible
+from fbsearch.study.trial_record import FINISHED, TrialRecord, is_duplicate, is_failure, is_finished, is_infeasible
 
 if TYPE_CHECKING:
     import pandas
@@ -31,8 +31,44 @@ def export_best(study: optuna.Study, *, top: int) -> Export:
     best = best_trials(study, top)
     if not best:
         raise StorageError(f"the study {study.study_name!r} has no complete trial yet; `fbsearch run` goes on with it")
+    return _export_ranked(study, dict(enumerate(best, start=1)))
+
+
+def export_trial(study: optuna.Study, number: int) -> Export:
+    """Return the configuration of one complete trial, with its rank in the study.
+
+    StorageError if there is no such trial, if it is not complete, or repeats another, and if it is damaged.
+    """
+    trials = study.get_trials(deepcopy=False)
+    what = f"trial {number} of the study {study.study_name!r}"
+    if not 0 <= number < len(trials):
+        there = f"0 to {len(trials) - 1}" if trials else "none"
+        raise StorageError(f"there is no {what}; its trials are {there}")
+    if reason := _why_not_exported(trials[number]):
+        raise StorageError(f"{what} {reason}; the complete ones are in `fbsearch export --format csv`")
+    ranks = {trial.number: rank for rank, trial in enumerate(best_trials(study, len(trials)), start=1)}
+    return _export_ranked(study, {ranks[number]: trials[number]})
+
+
+def _why_not_exported(trial: FrozenTrial) -> str:
+    """Return the reason for which a trial cannot be exported; nothing if it can."""
+    record = TrialRecord.of(trial)
+    message = f": {record.failure.message}" if record.failure else ""
+    if is_duplicate(trial):
+        return f"repeats trial {record.duplicate_of} and was not trained: export that one"
+    if is_infeasible(trial):
+        return f"was not trained{message}"
+    if trial.state == TrialState.PRUNED:
+        epochs = len(trial.intermediate_values)
+        return f"was pruned after epoch {epochs}, so that its score is not one of a whole training"
+    if trial.state == TrialState.FAIL:
+        return f"{'failed' if is_failure(trial) else 'was interrupted'}{message}"
+    return "" if trial.state == TrialState.COMPLETE else f"is {trial.state.name.lower()} and has no score yet"
+
+
+def _export_ranked(study: optuna.Study, ranked: dict[int, FrozenTrial]) -> Export:
     try:
-        return _export(study, best)
+        return _export(study, ranked)
     except (KeyError, TypeError, AttributeError, ValidationError):  # there may be anything in a database
         raise StorageError(
             f"the best trials of the study {study.study_name!r} cannot be exported: it was made by another version of "
@@ -40,8 +76,8 @@ def export_best(study: optuna.Study, *, top: int) -> Export:
         ) from None
 
 
-def _export(study: optuna.Study, best: list[FrozenTrial]) -> Export:
-    dataset, records = stored_dataset(study), [TrialRecord.of(trial) for trial in best]
+def _export(study: optuna.Study, ranked: dict[int, FrozenTrial]) -> Export:
+    dataset, records = stored_dataset(study), [TrialRecord.of(trial) for trial in ranked.values()]
     shape = {key: dataset[key] for key in ("num_classes", "in_channels", "image_size")}
     configs = [
         {
@@ -52,7 +88,7 @@ def _export(study: optuna.Study, best: list[FrozenTrial]) -> Export:
             **shape,
             **(record.config or {}),
         }
-        for rank, (trial, record) in enumerate(zip(best, records, strict=True), start=1)
+        for (rank, trial), record in zip(ranked.items(), records, strict=True)
     ]
     versions = (records[0].environment or {})["versions"]
     now = datetime.datetime.now(datetime.UTC)

@@ -85,8 +85,13 @@ class Run:
 
 
 def choose_configs(export: Export, path: Path, *, rank: int | None, top: int | None) -> tuple[ExportedConfig, ...]:
-    """Return the configuration of `rank` (1 by default) or the `top` best. ConfigError where the file has too few."""
+    """Return the configuration of `rank`, the `top` best, or by default rank 1 or the only one, whatever its rank.
+
+    ConfigError where the file has too few.
+    """
     assert rank is None or top is None
+    if rank is None and len(export.configs) == 1:
+        top = top or 1
     if top is None:
         return (choose_config(export, path, rank=1 if rank is None else rank),)
     if top > len(export.configs):

@@ -103,6 +103,8 @@ def test_study_writes_report_and_exports(study: fbsearch.Study, tmp_path: Path) 
     study.export(tmp_path / "mine.yaml", force=True)
     with pytest.raises(ConfigError, match=r"ends in none of \.yaml"):
         study.export(tmp_path / "best.txt")
+    one = fbsearch.load_export(study.export(tmp_path / "one.yaml", trial=study.best.number))
+    assert one.configs == best.configs
 
 
 def test_same_call_goes_on_with_the_study(

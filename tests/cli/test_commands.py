@@ -21,6 +21,7 @@ from fbsearch.study.database import open_storage
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import create_study
 from fbsearch.study.trial_record import fail
+from fbsearch.winners.plan import choose_configs
 from fbsearch.workers.executor import num_gpus
 
 COMMANDS = [
@@ -143,6 +144,8 @@ def test_version_is_the_installed_one(fbsearch: Fbsearch) -> None:
         (["run", "a.yaml", "b.yaml"], "b.yaml"),
         (["export", "--top", "0"], "--top"),
         (["export", "--format", "xml"], "'xml'"),
+        (["export", "--trial", "1", "--top", "2"], "--trial"),
+        (["export", "--trial", "1", "--format", "csv"], "--trial"),
         (["dashboard", "--port", "0"], "--port"),
         (["patterns", "--size", "0"], "--size"),
         (["init"], "file"),
@@ -399,6 +402,32 @@ def test_export_yaml_is_the_best(fbsearch: Fbsearch, searched: str, tmp_path: Pa
     assert (code, output) == (0, "out/best.yaml: the best 2 configurations of the study 'digits'\n")
     export = load_export(tmp_path / "out" / "best.yaml")
     assert [(config.trial, config.value) for config in export.configs] == [(1, 0.9), (2, 0.7)]
+
+
+def test_export_of_a_trial_is_its_configuration_with_its_rank(
+    fbsearch: Fbsearch, searched: str, tmp_path: Path
+) -> None:
+    code, output, _ = fbsearch("export", "--trial", 0, "--storage", searched)
+    assert (code, output) == (0, "trial-0.yaml: trial 0, rank 3, of the study 'digits'\n")
+    export = load_export(tmp_path / "trial-0.yaml")
+    (found,) = export.configs
+    assert (found.trial, found.rank, found.value, found.seed) == (0, 3, 0.5, 0)
+    assert choose_configs(export, tmp_path, rank=None, top=None) == (found,), "`train` takes the only one"
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (3, "was pruned after epoch 0"),
+        (4, "failed: the loss is nan"),
+        (5, "there is no trial 5 of the study 'digits'; its trials are 0 to 4"),
+    ],
+)
+def test_export_of_a_trial_without_a_score_says_why_not(
+    fbsearch: Fbsearch, searched: str, tmp_path: Path, number: int, reason: str
+) -> None:
+    assert reason in error_of(fbsearch("export", "--trial", number, "--storage", searched))
+    assert not (tmp_path / f"trial-{number}.yaml").exists()
 
 
 def test_export_csv_and_json_are_all_trials(fbsearch: Fbsearch, searched: str, tmp_path: Path) -> None:
