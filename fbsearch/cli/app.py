@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fbsearch.cli import bench_commands, catalogue_commands, model_commands, study_commands
+from fbsearch.cli.help import LOOK, MEASURE, GroupedCommands
 from fbsearch.cli.options import EXIT_BUG
 from fbsearch.errors import FbsearchError, printable_lines
 
@@ -19,8 +20,8 @@ MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.
 app = typer.Typer(
     name="fbsearch",
     help="Find the best FractalBrainNet for your images.",
+    cls=GroupedCommands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -96,6 +97,6 @@ def _options(
 
 
 app.add_typer(study_commands.app)
-app.add_typer(catalogue_commands.app, name="studies")
+app.add_typer(catalogue_commands.app, name="studies", rich_help_panel=LOOK)
 app.add_typer(model_commands.app)
-app.add_typer(bench_commands.app, name="bench")
+app.add_typer(bench_commands.app, name="bench", rich_help_panel=MEASURE)

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fbsearch.cli.help import GroupedCommands
 from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(help="Measure how fast it is on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Measure how fast it is on this machine, and against other implementations.",
+    cls=GroupedCommands,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 def _print_progress(line: str) -> None:
@@ -45,7 +51,7 @@ def _print(report: dict[str, Any], show: "Callable[[Console, dict[str, Any]], No
         show(make_console(), report)
 
 
-@app.command("model")
+@app.command("model", epilog="Example: `fbsearch bench model --sizes small --precision fp32`")
 def bench_model(
     sizes: Annotated[
         str, typer.Option(help="Of small, medium, large, xlarge and digits (the default study's); joined by commas.")
@@ -90,7 +96,7 @@ def bench_model(
     _print(report, bench.print_model_bench, as_json=as_json)
 
 
-@app.command("trial")
+@app.command("trial", epilog="Example: `fbsearch bench trial studies/digits.yaml --trials 20`")
 def bench_trial(
     study_file: Annotated[Path, typer.Argument(help="The study file to search.")] = Path("studies/digits.yaml"),
     trials: Annotated[int, typer.Option(min=1, help="Finished trials of each run.")] = 100,
@@ -121,7 +127,7 @@ def bench_trial(
     _print(report, bench.print_trial_bench, as_json=as_json)
 
 
-@app.command("race")
+@app.command("race", epilog="Example: `fbsearch bench race my.yaml --seconds 15,60`")
 def bench_race(
     study_file: Annotated[Path, typer.Argument(help="Gives data, augmentation and the settings of the training.")],
     networks: Annotated[
@@ -181,7 +187,7 @@ def bench_race(
     _print(race.model_dump(mode="json"), lambda console, _: print_race(console, race, folder), as_json=as_json)
 
 
-@app.command("table")
+@app.command("table", epilog="Example: `fbsearch bench table my.yaml --configurations 50`")
 def bench_table(
     study_file: Annotated[Path, typer.Argument(help="Gives the space, and how its configurations are trained.")],
     configurations: Annotated[
@@ -215,7 +221,7 @@ def bench_table(
     print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
 
 
-@app.command("replay")
+@app.command("replay", epilog="Example: `fbsearch bench replay studies/tables/digits.jsonl.xz`")
 def bench_replay(
     table: Annotated[Path, typer.Argument(help="A table of `fbsearch bench table`.")],
     arms: Annotated[
@@ -290,7 +296,7 @@ def plain_search(
     print(search_plainly(study_file, num_trials=trials, storage=storage, device=device))
 
 
-@app.command("search")
+@app.command("search", epilog="Example: `fbsearch bench search`")
 def bench_search(
     sizes: Annotated[
         str, typer.Option(help="How many finished trials a study has when a trial is timed; joined by commas.")

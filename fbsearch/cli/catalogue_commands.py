@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fbsearch.cli.help import GroupedCommands
 from fbsearch.cli.options import AsJson, Storage
 from fbsearch.config.choices import DEFAULT_STORAGE, REPORTS
 from fbsearch.errors import ConfigError, printable
@@ -16,7 +17,12 @@ from fbsearch.errors import ConfigError, printable
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app = typer.Typer(
+    cls=GroupedCommands,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    epilog="Example: `fbsearch studies --json`",
+)
 
 ExistingName = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
 
@@ -53,7 +59,7 @@ def studies(context: typer.Context, storage: Storage = DEFAULT_STORAGE, as_json:
     console.print(study_table(found) if found else "there is no study in this database yet; `fbsearch run` makes one")
 
 
-@app.command()
+@app.command(epilog="Example: `fbsearch studies delete digits`")
 def delete(
     name: ExistingName,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -72,7 +78,7 @@ def delete(
         print(printable(f"{name!r}: deleted, with {delete_study(database, name):,} trials"))
 
 
-@app.command()
+@app.command(epilog="Example: `fbsearch studies rename digits old-digits`")
 def rename(
     old: Annotated[str, typer.Argument(metavar="OLD", help="The study's name.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="The name it gets.")],

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fbsearch.cli.help import USE
 from fbsearch.cli.options import EXIT_INTERRUPTED, AsJson, Device, Force, Untrusted
 from fbsearch.config.choices import REPORTS, BaselineName, BaselineRecipe, ModelFormat
 from fbsearch.errors import ConfigError, printable
@@ -19,7 +20,7 @@ TrainedModelPath = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: `fbsearch train best.yaml --seeds 3 --epochs 30`")
 def train(
     best: Annotated[Path, typer.Argument(help="A file that `fbsearch export` wrote.")],
     rank: Annotated[int | None, typer.Option(min=1, help="Which configuration; 1, the best, by default.")] = None,
@@ -114,7 +115,7 @@ def train(
     print_trained_folder(console, found.folder)
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: `fbsearch predict reports/digits/rank-1/seed-0 photo.png --top 3`")
 def predict(
     model: TrainedModelPath,
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
@@ -141,7 +142,11 @@ def predict(
     raise typer.Exit(1 if any(answer.error for answer in answers) else 0)
 
 
-@app.command("export-model")
+@app.command(
+    "export-model",
+    rich_help_panel=USE,
+    epilog="Example: `fbsearch export-model reports/digits/rank-1/seed-0 --format onnx`",
+)
 def export_model(
     model: TrainedModelPath,
     output_format: Annotated[
@@ -171,7 +176,7 @@ def export_model(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: `fbsearch summary best.yaml --plot network.svg`")
 def summary(
     file: Annotated[Path, typer.Argument(help="An export, or a trained model's folder or weights.")],
     rank: Annotated[int, typer.Option(min=1, help="Which configuration of an export.")] = 1,
@@ -203,7 +208,7 @@ def summary(
         console.print(f"{plot}: the architecture", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: `fbsearch analyze best.yaml`")
 def analyze(
     file: Annotated[Path, typer.Argument(help="A file that `fbsearch export` wrote.")],
     rank: Annotated[int, typer.Option(min=1, help="Which of its configurations.")] = 1,
@@ -239,7 +244,7 @@ def analyze(
         console.print(f"{path}: written", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: `fbsearch patterns --size 256`")
 def patterns(
     output: Annotated[Path, typer.Option(help="The PNG file to write; - is standard output.")] = Path("patterns.png"),
     size: Annotated[int, typer.Option(min=1, max=2048, help="Pixels of one pattern.")] = 256,

@@ -33,6 +33,8 @@ from fbsearch.study.trial_record import (
     trial_config,
 )
 
+INFEASIBLE = "  infeasible: over search.limits, or larger than the memory; not trained, and not counted"
+DUPLICATES = "  duplicates: equal to a finished trial, whose result they have; not trained, and not counted"
 # `watch` shows this number of ended trials, and the pace of the trials that ended within this time of the newest.
 NUM_LATEST = 8
 PACE_WINDOW = datetime.timedelta(minutes=10)
@@ -104,6 +106,14 @@ def print_best(console: Console, best: FrozenTrial) -> None:
     console.print(table)
 
 
+def print_untrained(console: Console, *, num_infeasible: int, num_duplicates: int) -> None:
+    """Print what infeasible trials and duplicates are, if there are any."""
+    if num_infeasible:
+        console.print(INFEASIBLE, highlight=False, markup=False, soft_wrap=True)
+    if num_duplicates:
+        console.print(DUPLICATES, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_end(console: Console, state: SearchState) -> None:
     """Print the result of a search."""
     seconds = format_seconds(time.monotonic() - state.started)
@@ -116,9 +126,17 @@ def print_end(console: Console, state: SearchState) -> None:
         "space_exhausted": f"the sampler finds nothing new, all {state.num_distinct} distinct configurations are done",
     }
     assert state.end is not None
-    console.print(f"{reasons[state.end]} ({describe_counts(state)}) in {seconds}", highlight=False)
+    reason, took = reasons[state.end], f" in {seconds}"
+    if _had_all(state):
+        reason, took = f"already finished, nothing to do: {state.num_finished} trials", ""
+    console.print(f"{reason} ({describe_counts(state)}){took}", highlight=False, soft_wrap=True)
+    print_untrained(console, num_infeasible=state.num_infeasible, num_duplicates=state.num_duplicates)
     if state.best is not None:
         print_best(console, state.best)
+
+
+def _had_all(state: SearchState) -> bool:
+    return state.end == "finished" and state.num_finished == state.num_finished_before
 
 
 def print_next(console: Console, state: SearchState, *, storage: str | None) -> None:
@@ -127,11 +145,16 @@ def print_next(console: Console, state: SearchState, *, storage: str | None) -> 
     console.print("Next:", highlight=False)
     if state.end in ("interrupted", "timeout"):
         console.print("  the same command goes on with this study")
+    if _had_all(state):
+        console.print("  the same command with a larger --trials goes on with this study")
     if state.best is not None:
         name = shlex.quote(state.name)
-        console.print(
-            f"  fbsearch export {name} --top 5 --output best.yaml{flag}", markup=False, highlight=False, soft_wrap=True
-        )
+        for line in (
+            f"  fbsearch report {name}{flag}",
+            f"  fbsearch export {name} --top 5 --output best.yaml{flag}",
+            "  fbsearch train best.yaml --seeds 3",
+        ):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"  fbsearch dashboard{flag}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -143,6 +166,7 @@ def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | N
     )
     counts += describe_untrained(status["num_infeasible"], status["num_duplicates"])
     console.print(counts, highlight=False)
+    print_untrained(console, num_infeasible=status["num_infeasible"], num_duplicates=status["num_duplicates"])
     if best is None:
         console.print("no trial is complete yet")
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fbsearch.cli.help import LOOK, SEARCH, USE
 from fbsearch.cli.options import (
     AsJson,
     BudgetSeconds,
@@ -52,7 +53,7 @@ class ExportFormat(StrEnum):
     JSON = "json"
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH, epilog="Example: `fbsearch run my.yaml --trials 100 --workers 4`")
 def run(
     study_file: StudyFile = None,
     trials: NumTrials = None,
@@ -133,7 +134,7 @@ def _load_config(study_file: Path | None, *, name: str | None, seed: int | None,
     return config.model_copy(update={"search": search, "name": config.name if name is None else name})
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog="Example: `fbsearch status digits`")
 def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """Show the state of a study and its best trial."""
     from fbsearch.study.database import storage_errors
@@ -153,7 +154,7 @@ def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: 
     print_status(SafeConsole(), content, best)
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: `fbsearch export digits --top 5 --output best.yaml`")
 def export(
     name: StudyName = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many configurations (YAML only), 5 by default.")] = None,
@@ -200,7 +201,7 @@ def export(
     print(f"{path}: {what} of the study {study.study_name!r}", *notes, sep="\n", file=message_stream(path))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog="Example: `fbsearch report digits --open`")
 def report(
     name: StudyName = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the best to show with their configurations.")] = 10,
@@ -238,7 +239,7 @@ def report(
         webbrowser.open(path.absolute().as_uri())
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH, epilog="Example: `fbsearch init my.yaml --images data/images`")
 def init(
     file: Annotated[Path, typer.Argument(help="The study file to write; - is standard output.")],
     images: Annotated[
@@ -263,7 +264,7 @@ def init(
         print(f"{file}: written; edit it, then `fbsearch validate {file}` and `fbsearch run {file}`")
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH, epilog="Example: `fbsearch validate my.yaml`")
 def validate(
     study_file: Annotated[Path, typer.Argument(help="The study file to check.")], untrusted: Untrusted = False
 ) -> None:
@@ -284,7 +285,7 @@ def validate(
     print("\n".join([f"{study_file}: fine; {first}", *others, f"data: {images}"]))
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH, epilog="Example: `fbsearch schema > study.schema.json`")
 def schema() -> None:
     """Print the JSON schema of a study file, for editors."""
     from fbsearch.config.study_file import StudyConfig
@@ -292,7 +293,7 @@ def schema() -> None:
     print(json.dumps(StudyConfig.model_json_schema(), indent=2))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog="Example: `fbsearch dashboard --read-only`")
 def dashboard(
     storage: Storage = DEFAULT_STORAGE,
     host: Annotated[str, typer.Option(help="The address to listen on; any but this machine's own needs --token.")] = (
@@ -341,7 +342,7 @@ def dashboard(
         server.server_close()
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog="Example: `fbsearch watch digits --interval 10`")
 def watch(
     name: StudyName = None,
     storage: Storage = DEFAULT_STORAGE,

@@ -209,7 +209,8 @@ def _check_value(name: str, value: Any) -> str | None:
     except ValidationError as error:
         first = error.errors()[0]
         if first["loc"][:1] == (field,):
-            return f"{value!r} cannot be used: {first['msg'][0].lower()}{first['msg'][1:]}"
+            message = first["msg"].removeprefix("Value error, ")
+            return f"{value!r} cannot be used: {message[0].lower()}{message[1:]}"
     return None
 
 

@@ -119,9 +119,9 @@ def load_study_file(path: Path) -> StudyConfig:
 def _leave_needed(default: StrictModel, content: dict[str, Any]) -> dict[str, Any]:
     """Return the short-run defaults of a section, without one that would take the effect from what the file says."""
     fields = default.model_dump(mode="json", exclude_unset=True)
-    space = content.get("space")
+    space, model = content.get("space"), content.get("model")
     is_searched = isinstance(space, dict) and "model.drop_path_prob" in space
-    if is_searched or "drop_path_prob" in content.get("model", {}):
+    if is_searched or (isinstance(model, dict) and "drop_path_prob" in model):
         fields.pop("drop_path", None)
     return fields
 

@@ -103,7 +103,7 @@ def read_yaml(path: Path, *, maker: str) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values, such as `name: my-study`, found {type(content).__name__}")
+        raise ConfigError(f"{path}: expected keys and values, such as `name: my-study`, found {_found(content)}")
     return content
 
 
@@ -171,6 +171,10 @@ def describe_errors(error: ValidationError, model: type[BaseModel]) -> list[str]
             message = _unknown_key(model, item["loc"])
         elif item["type"] == "missing":
             message = "this key is missing"
+        elif item["type"] in ("model_type", "dict_type"):
+            message = f"expected keys and values below this key, found {_found(item['input'])}"
+        elif item["type"] == "literal_error":
+            message = _wrong_choice(item["input"], message)
         elif not isinstance(item["input"], (dict, BaseModel)):
             message = f"{message[0].lower()}{message[1:]}, found {_shown(item['input'])}"
         lines += [f"{key}: {message}"] if key else message.split("\n")
@@ -180,6 +184,18 @@ def describe_errors(error: ValidationError, model: type[BaseModel]) -> list[str]
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _found(value: Any) -> str:
+    """Describe what stands where keys and values should."""
+    return "nothing" if value is None else "a list" if isinstance(value, list) else _shown(value)
+
+
+def _wrong_choice(value: Any, message: str) -> str:
+    """Return the message for a value that is none of several texts, and the closest of them."""
+    close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", message), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{message[0].lower()}{message[1:]}, found {_shown(value)}{hint}"
 
 
 def _unknown_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:

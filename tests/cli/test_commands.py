@@ -3,23 +3,29 @@
 import csv
 import json
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import optuna
 import pytest
+import typer
+from made_studies import make_study
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 
+from fbsearch.cli.app import app
 from fbsearch.config.export_file import load_export
 from fbsearch.config.study_file import StudyConfig, load_study_file, render_study
 from fbsearch.study.database import open_storage
 from fbsearch.study.sampling import sample
-from fbsearch.study.study import create_study
+from fbsearch.study.study import create_study, stored_config
 from fbsearch.study.trial_record import fail
 from fbsearch.winners.plan import choose_configs
 from fbsearch.workers.executor import num_gpus
@@ -111,11 +117,38 @@ def test_help_of_a_command_names_its_options(fbsearch: Fbsearch, command: str) -
     assert [flag for flag in flags.get(command, []) if flag not in output] == []
 
 
-def test_help_lists_all_commands(fbsearch: Fbsearch) -> None:
+def test_help_lists_all_commands_in_groups_with_whole_summaries(fbsearch: Fbsearch) -> None:
     code, output, _ = fbsearch("--help")
     assert code == 0
-    listed = [line.split()[0] for line in output.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == COMMANDS
+    groups = dict(re.findall(r"^(\w+):\n((?:  .*\n)+)", output, flags=re.MULTILINE))
+    assert list(groups) == ["Options", "Search", "Look", "Use", "Measure"]
+    listed = [name for head in groups if head != "Options" for name in re.findall(r"(?m)^  ([a-z-]+)", groups[head])]
+    assert sorted(listed) == sorted(COMMANDS) and "..." not in output.partition("Search:")[2]
+
+
+def test_help_of_every_command_has_an_example_that_can_be_parsed() -> None:
+    for words, command in walk_commands(typer.main.get_command(app), []):
+        line = (command.epilog or "").removeprefix("Example: `").removesuffix("`")
+        before = ["fbsearch", *words]
+        assert line.split()[: len(before)] == before, line
+        assert len(line) < 66, "it is not wrapped at 80 columns"
+        arguments = shlex.split(line.partition(" > ")[0])[len(before) :]
+        command.make_context(words[-1], arguments)
+
+
+def walk_commands(group: Any, words: list[str]) -> Iterator[tuple[list[str], Any]]:
+    """Yield the words and the object of each command that is not hidden."""
+    for name, command in group.commands.items():
+        if name != "bench" and not command.hidden:
+            yield [*words, name], command
+        if hasattr(command, "commands"):
+            yield from walk_commands(command, [*words, name])
+
+
+def test_completion_knows_the_commands(tmp_path: Path) -> None:
+    words = {"_FBSEARCH_COMPLETE": "complete_bash", "COMP_WORDS": "fbsearch stu", "COMP_CWORD": "1"}
+    shown = subprocess.run([PROGRAM], cwd=tmp_path, env=os.environ | words, capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["studies"]
 
 
 def test_help_of_the_installed_command(tmp_path: Path) -> None:
@@ -165,7 +198,7 @@ def test_wrong_usage_exits_2_and_names_it(fbsearch: Fbsearch, tmp_path: Path, ar
 def test_no_command_shows_the_help(fbsearch: Fbsearch) -> None:
     code, output, errors = fbsearch()
     assert code == 2
-    assert "Commands:" in output + errors
+    assert "Search:" in output + errors
 
 
 # init, schema, validate.
@@ -469,6 +502,21 @@ def test_run_changed_settings_say_what_changed_and_train_nothing(
     opened = open_storage(searched)
     assert len(optuna.load_study(storage=opened, study_name="digits").trials) == 5
     opened.engine.dispose()
+
+
+def test_run_of_a_finished_study_says_so_and_what_is_next(fbsearch: Fbsearch, url: str, storage: RDBStorage) -> None:
+    study = make_study(storage, 9)
+    failure = {"kind": "over_limits", "message": "too many parameters"}
+    study.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED, user_attrs={"failure": failure}))
+    Path("study.yaml").write_text(render_study(stored_config(study)))
+    code, output, errors = fbsearch("run", "study.yaml", "--trials", "9", "--device", "cpu", "--storage", url)
+    lines = output.splitlines()
+    assert code == 0, errors
+    assert lines[0] == "already finished, nothing to do: 9 trials (3 complete, 6 pruned, 0 failed, 1 infeasible)"
+    assert lines[1].strip().startswith("infeasible: over search.limits, or larger than the memory")
+    larger, *following = lines[lines.index("Next:") + 1 :]
+    assert "a larger --trials" in larger
+    assert [line.split()[1] for line in following] == ["report", "export", "train", "dashboard"]
 
 
 # studies.

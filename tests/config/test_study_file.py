@@ -189,7 +189,11 @@ def test_study_file_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
          "train"),
         ("name: 5", "name: input should be a valid string, found 5"),
         ("name: ''", "name: string should have at least 1 character, found ''"),
-        ("space:", "space: input should be a valid dictionary, found None"),
+        ("space:", "space: expected keys and values below this key, found nothing"),
+        ("model:\ntrain: {epochs: 2}", "model: expected keys and values below this key, found nothing"),
+        ("data: [folder]", "data: expected keys and values below this key, found a list"),
+        ("search: {sampler: tpee}", "search.sampler: input should be 'tpe', 'random', 'cmaes', 'gp' or 'grid', found "
+         "'tpee'; did you mean tpe?"),
         ("1: 2", "1: keys should be strings, found 1"),
         ("search: {sampler: grid}", "space.train.learning_rate: a grid needs `step` or `choices` here, a continuous "
          "range has no end"),
@@ -271,7 +275,7 @@ def test_study_file_key_twice_is_an_error(tmp_path: Path, text: str, message: st
     assert errors(tmp_path, text) == [message]
 
 
-@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- a", "list"), ("word", "str"), ("# c", "NoneType")])
+@pytest.mark.parametrize(("text", "kind"), [("", "nothing"), ("- a", "a list"), ("word", "'word'"), ("# c", "nothing")])
 def test_study_file_without_keys_is_an_error(tmp_path: Path, text: str, kind: str) -> None:
     (message,) = errors(tmp_path, text)
     assert message == f"expected keys and values, such as `name: my-study`, found {kind}"
