@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fbsearch.cli.live import make_view
+from fbsearch.cli.status import cut_text, make_table
 from fbsearch.cli.terminal import SafeConsole
 from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig
 from fbsearch.config.study_file import StudyConfig
@@ -55,6 +56,19 @@ def test_console_escapes_whatever_it_is_given(terminal: bool) -> None:
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert output.count(SHOWN.replace(r"\x07", "")) == 2 and ("\x1b[31m" in output) == terminal
     assert "\x07" not in output and "\x1b]" not in output and "\x9b" not in output
+
+
+@pytest.mark.parametrize(("encoding", "cut", "spread"), [("ascii", "~", "+-"), ("utf-8", "…", "±")])
+def test_console_cuts_text_with_what_the_terminal_can_show(encoding: str, cut: str, spread: str) -> None:
+    written = io.BytesIO()
+    file = io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace")
+    console = SafeConsole(file=file, width=30, force_terminal=True, color_system=None)
+    table = make_table("trial", "configuration")
+    table.add_row("1", cut_text("x" * 60))
+    console.print(table, "73% ± 2%")
+    file.flush()
+    lines = written.getvalue().decode(encoding).splitlines()
+    assert lines[1].rstrip() == "1      " + 20 * "x" + cut and lines[2] == f"73% {spread} 2%"
 
 
 def test_live_table_and_lines_escape_notices_and_names(storage: RDBStorage) -> None:
