@@ -91,6 +91,24 @@ class Pixels:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassSample:
+    """A class's number of training images, and some of them side by side: a PNG or JPEG file in base64."""
+
+    label: int
+    count: int
+    picture: str
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A few training images for people. `smallest` is the label of the class with the fewest."""
+
+    smallest: int
+    num_smallest: int
+    classes: tuple[ClassSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Attention maps of a trained network on a few validation images, the same in every trial of a study.
 
@@ -123,12 +141,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Ready(Event):
-    """The worker has loaded the data and waits for trials. `versions` are those of the packages that train."""
+    """The worker has loaded the data and waits for trials. `versions` are those of the packages that train.
+
+    `samples` is None where no images are loaded: in simulations and replays.
+    """
 
     device: str
     dataset: DatasetInfo
     versions: dict[str, str]
     seconds: float
+    samples: Samples | None = None
 
 
 @dataclass(frozen=True, slots=True)

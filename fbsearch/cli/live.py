@@ -42,6 +42,19 @@ from fbsearch.study.trial_record import RunningTrial, trial_config
 UPDATES_PER_SECOND = 2
 
 
+def describe_data(event: Ready) -> str:
+    """Return what the data are: `10 classes, 1,150 / 287 images to train / validate, 8 x 8 grey, ...`."""
+    data, samples = event.dataset, event.samples
+    side, colour = data.image_size, "colour" if data.in_channels == 3 else "grey"
+    text = (
+        f"data: {data.num_classes:,} classes, {data.num_train:,} / {data.num_val:,} images to train / validate, "
+        f"{side} x {side} {colour}"
+    )
+    if samples is not None:
+        text += f", smallest class {data.class_names[samples.smallest]!r}: {samples.num_smallest:,} to train"
+    return text + (f", {data.num_broken:,} broken and left out" if data.num_broken else "")
+
+
 def describe_time_left(state: SearchState) -> str:
     """Return `about 0:12:30 left`, or `0:03:10 left` where the time is up before the trials are done; else nothing."""
     known, estimate = state.deadline - time.monotonic(), state.estimated_seconds_left
@@ -56,11 +69,15 @@ class LiveTable(Live):
     def __init__(self, console: Console, config: StudyConfig) -> None:
         self._config = config
         self._state: SearchState | None = None
+        self._has_data = False
         super().__init__(console=console, refresh_per_second=UPDATES_PER_SECOND, transient=True)
 
     def __call__(self, state: SearchState, event: Event | None) -> None:
         self._state = state
-        if isinstance(event, (CannotStart, WorkerLost)) or (isinstance(event, WorkerDied) and event.trial is None):
+        if isinstance(event, Ready) and not self._has_data:
+            self.console.print(describe_data(event), highlight=False, markup=False)
+            self._has_data = True
+        elif isinstance(event, (CannotStart, WorkerLost)) or (isinstance(event, WorkerDied) and event.trial is None):
             self.console.print(f"[red]worker {event.worker}[/red]: {escape(event.message)}", highlight=False)
         elif isinstance(event, Failed) and event.kind == FailureKind.OVER_LIMITS:
             return  # counted, and no fault
@@ -130,7 +147,7 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
         self._config = config
         self._running: dict[int, RunningTrial] = {}
         self._away = ""
-        self._has_estimate = False
+        self._has_estimate = self._has_data = False
 
     def __exit__(self, *_error: object) -> None:
         pass
@@ -145,6 +162,9 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
             self._has_estimate = True
         match event:
             case Ready(worker=worker, device=device, seconds=seconds):
+                if not self._has_data:
+                    self._print(describe_data(event))
+                    self._has_data = True
                 self._print(f"worker {worker} is ready on {device} after {seconds:.1f} s")
             case Notice(worker=worker, text=text):
                 self._print(f"worker {worker}: {text}")

@@ -31,6 +31,7 @@ from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.maps import MASK_PIXELS, draw_maps, mask_png, row_label, split_bands
 from fbsearch.report import figures, parameter_figures
 from fbsearch.report import text as sections
+from fbsearch.report.contact_sheet import make_contact_sheet
 from fbsearch.report.final_results import Retrained, plot_comparison, plot_trainings, read_retrained
 from fbsearch.report.mistakes import describe_errors, plot_confusion, plot_reliability
 from fbsearch.report.statistics import parameters, ranked, short
@@ -38,7 +39,7 @@ from fbsearch.report.style import template
 from fbsearch.report.timeline import timeline
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.report.worth import CHANNELS, COMPUTE, Worths, estimate_worth
-from fbsearch.study.study import best_trials, stored_dataset
+from fbsearch.study.study import best_trials, stored_dataset, stored_samples
 from fbsearch.study.trial_record import TrialRecord
 
 # Figures of two parameters are drawn for each pair of the first MAX_PAIRED parameters.
@@ -116,6 +117,7 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
         errors=retrained.errors and describe_errors(retrained.errors),
         winner=winner_masks(best),
         attention=attention_picture(analysis, stored_attention, dataset.get("class_names", ())),
+        contact_sheet=make_contact_sheet(stored_samples(study), dataset.get("class_names", ())),
         workers=sections.describe_workers(frame),
         failures=sections.failures(frame),
         conditions=sections.conditions(study, frame, dataset),

@@ -38,7 +38,15 @@ from fbsearch.study.database import explain, storage_errors
 from fbsearch.study.locks import StudyClaim
 from fbsearch.study.provenance import coordinator_versions, git_commit
 from fbsearch.study.retrying_storage import call_on_retry
-from fbsearch.study.study import NUM_SHOWN, check_same_dataset, flush, is_among_best, store_dataset, without_details
+from fbsearch.study.study import (
+    NUM_SHOWN,
+    check_same_dataset,
+    flush,
+    is_among_best,
+    store_dataset,
+    store_samples,
+    without_details,
+)
 from fbsearch.study.trial_record import RunningTrial, TrialRecord, put_back_running, rank_order, trial_config
 from fbsearch.workers.executor import Executor
 
@@ -216,6 +224,8 @@ class Coordinator:
         with self._claim.lock():
             has_trials = bool(self.state.num_finished or self._claim.num_other_claims())
             store_dataset(self.study, event.dataset, must_be_same=has_trials)
+            if event.samples is not None:
+                store_samples(self.study, event.samples)
         self._environment = {"versions": event.versions | coordinator_versions(), "git_commit": git_commit()}
         self._stop_criterion.shorten(self._start_up_weight * (time.monotonic() - self.state.started))
         self.state.deadline = self._stop_criterion.deadline

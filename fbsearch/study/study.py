@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from fbsearch.config.space import NEUTRAL_FIELDS
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, SearchError, StorageError
-from fbsearch.messages import DatasetInfo
+from fbsearch.messages import ClassSample, DatasetInfo, Samples
 from fbsearch.study.buffered_storage import BufferedStorage
 from fbsearch.study.database import hide_password
 from fbsearch.study.queries import StudyRow, best_trial, count_trials, list_rows
@@ -28,7 +28,7 @@ from fbsearch.study.sampling import make_pruner, make_sampler
 from fbsearch.study.trial_record import DETAILS, TrialRecord, is_duplicate, rank_order
 
 # The keys of what a study stores, as Optuna's user attributes.
-CONFIG, DATASET, NUM_TRIALS, COORDINATOR = "config", "dataset", "num_trials", "coordinator"
+CONFIG, DATASET, SAMPLES, NUM_TRIALS, COORDINATOR = "config", "dataset", "samples", "num_trials", "coordinator"
 # The number of the best trials that are shown with their files.
 NUM_SHOWN = 10
 
@@ -103,6 +103,21 @@ def stored_settings(study: optuna.Study) -> dict[str, Any]:
 def stored_dataset(study: optuna.Study) -> dict[str, Any]:
     """Return the fields of DatasetInfo that are stored; {} before a worker has loaded the data."""
     return _stored_mapping(study, DATASET)
+
+
+def store_samples(study: optuna.Study, samples: Samples) -> None:
+    """Store a few images of the data set, of which a report makes a contact sheet."""
+    study.set_user_attr(SAMPLES, dataclasses.asdict(samples))
+
+
+def stored_samples(study: optuna.Study) -> Samples | None:
+    """Return the images that are stored; None without them, and in a form that this version does not read."""
+    try:
+        found = _stored_mapping(study, SAMPLES)
+        classes = tuple(ClassSample(**one) for one in found["classes"])
+        return Samples(smallest=found["smallest"], num_smallest=found["num_smallest"], classes=classes)
+    except (KeyError, TypeError, StorageError):
+        return None
 
 
 def _stored_mapping(study: optuna.Study, key: str) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from fbsearch.training.loop import final_accuracy, train
 from fbsearch.training.requirements import estimate_memory, measure_cost
 from fbsearch.training.step import describe_execution
 from fbsearch.workers.attention import take_attention
+from fbsearch.workers.samples import take_samples
 from fbsearch.workers.tensorboard import curves
 
 VERSIONED = ("fbsearch", "torch", "numpy")
@@ -73,6 +74,7 @@ class Worker:
             versions={"python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in VERSIONED},
             seconds=time.perf_counter() - started,
+            samples=take_samples(self.data),
         )
 
     def run(

@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import io
 import json
 import math
 import re
@@ -24,11 +25,13 @@ from fbsearch.config.export_file import load_export
 from fbsearch.config.models import TrainConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import StorageError
+from fbsearch.messages import ClassSample, Samples
+from fbsearch.report.contact_sheet import make_contact_sheet
 from fbsearch.report.page import write_report, write_static
 from fbsearch.report.text import describe_winner
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.export import trial_table
-from fbsearch.study.study import create_study
+from fbsearch.study.study import create_study, store_samples, stored_samples
 from fbsearch.study.trial_record import fail, put_back
 
 SCRIPT = "<script>alert('x')</script>\"&"
@@ -189,6 +192,24 @@ def test_report_shows_the_attention_maps_that_analyze_has_drawn(storage: RDBStor
     page = Page(write_report(make_study(storage, 6)))
     assert len(page.images) == 6
     assert "No attention maps" not in page.text
+
+
+def test_report_shows_the_images_that_are_stored(storage: RDBStorage) -> None:
+    study = make_study(storage, 6)
+    files = [io.BytesIO() for _ in range(2)]
+    for file, kind in zip(files, ("PNG", "JPEG"), strict=True):
+        Image.new("RGB", (24, 8), "red").save(file, format=kind)
+    pictures = [base64.b64encode(file.getvalue()).decode() for file in files]
+    classes = tuple(ClassSample(label, 100 + label, picture) for label, picture in zip((3, 9), pictures, strict=True))
+    store_samples(study, Samples(smallest=3, num_smallest=103, classes=classes))
+    page = Page(write_report(study))
+    assert "images" in page.ids and "3, 103 9, 109" in page.text and "of 2 of the 10 classes" in page.text
+    uris = [f"data:image/{kind};base64,{text}" for kind, text in zip(("png", "jpeg"), pictures, strict=True)]
+    assert [uri for uri in page.images if uri in uris] == uris
+    odd = {"label": 0, "count": 1, "picture": base64.b64encode(b"<svg>").decode()}
+    for damaged in ({"classes": 3}, {"smallest": 0, "num_smallest": 1, "classes": [odd]}, 5):
+        study.set_user_attr("samples", damaged)
+        assert make_contact_sheet(stored_samples(study), DATASET["class_names"]) is None
 
 
 def test_report_says_when_the_next_ranks_are_worse_than_noise(storage: RDBStorage) -> None:
