@@ -55,6 +55,7 @@ def bench_model(
     num_threads: int = 1,
     repeats: int = 7,
     compiled: bool = False,
+    backend: str | Callable[..., Any] = "inductor",
     reference_form: bool = False,
     against: Sequence[Path] = (),
     say: Callable[[str], None] = lambda _text: None,
@@ -62,7 +63,8 @@ def bench_model(
     """Measure nets (keys of NETS) in precisions (keys of DTYPES) and return the content of `bench model --json`.
 
     Files named in `against` are executed, see `load_implementation`. `batch_size` replaces that of every net,
-    `reference_form` applies REFERENCE_FORM to every configuration. `say` gets a line before each measurement.
+    `reference_form` applies REFERENCE_FORM to every configuration, `backend` is torch.compile's. `say` gets a line
+    before each measurement.
     Torch's number of threads is restored at the end.
 
     A row is one implementation of one net in one precision and phase. `flops_per_image` is counted by torch in this
@@ -82,7 +84,7 @@ def bench_model(
     others = load_implementations(against)
     device_name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
     conditions = machine(num_threads=num_threads, device=device_name)
-    ours = our_implementations(compiled=compiled, in_graph=chosen.type == "cuda")
+    ours = our_implementations(compiled=compiled, in_graph=chosen.type == "cuda", backend=backend)
     bench = _Bench(chosen, repeats, [*ours, *others], say)
     with torch_threads(num_threads):
         bench.run(nets, precisions)

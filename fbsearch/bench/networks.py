@@ -68,13 +68,18 @@ class Implementation:
         return self.path is None
 
 
-def our_implementations(*, compiled: bool, in_graph: bool = False) -> list[Implementation]:
-    """Return this package's networks: eager, if wanted as a CUDA graph as the trainer runs them, and compiled."""
+def our_implementations(
+    *, compiled: bool, in_graph: bool = False, backend: str | Callable[..., Any] = "inductor"
+) -> list[Implementation]:
+    """Return this package's networks: eager, if wanted as a CUDA graph as the trainer runs them, and compiled.
+
+    `backend` is torch.compile's.
+    """
     ours = [Implementation(OURS, _build_ours)]
     if in_graph:
         ours.append(Implementation(f"{OURS} graph", _build_ours, in_graph=True))
     if compiled:
-        ours.append(Implementation(f"{OURS} compiled", partial(_build_ours, compiled=True)))
+        ours.append(Implementation(f"{OURS} compiled", partial(_build_ours, backend=backend)))
     return ours
 
 
@@ -130,8 +135,8 @@ def _build(module: ModuleType, net: Net) -> nn.Module | None:
     return model
 
 
-def _build_ours(net: Net, *, compiled: bool = False) -> nn.Module:
+def _build_ours(net: Net, *, backend: str | Callable[..., Any] | None = None) -> nn.Module:
     model = FractalBrainNet(net.config, num_classes=NUM_CLASSES, in_channels=net.in_channels, image_size=net.image_size)
-    if compiled:
-        model.compile()
+    if backend is not None:
+        model.compile(backend=backend)
     return model

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -126,13 +127,18 @@ def export_model(
 def _export_torch(module: nn.Module, example_BCHW: Tensor, path: Path, card: str) -> Callable[[Tensor], Tensor]:
     program = torch.export.export(module, (example_BCHW,), dynamic_shapes=DYNAMIC_BATCH)
     torch.export.save(program, path, extra_files={CARD_NAME: card})
-    return cast("Callable[[Tensor], Tensor]", torch.export.load(path).module())
+    with warnings.catch_warnings():
+        # torch 2.11 reads the file's tensors as memory that nobody may write to.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+        return cast("Callable[[Tensor], Tensor]", torch.export.load(path).module())
 
 
 def _export_onnx(module: nn.Module, example_BCHW: Tensor, path: Path, card: str) -> Callable[[Tensor], Tensor]:
     onnxruntime = importlib.import_module("onnxruntime")
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports on stderr what it does not simplify
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        # torch 2.11 calls what it says is deprecated.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         program = torch.onnx.export(
             module,
             (example_BCHW,),

@@ -301,11 +301,7 @@ def test_bench_model_compiled_says_how_long_the_first_step_takes(monkeypatch):
     fields = {"fractal_levels": (1,), "base_channels": 4, "global_attention": "none", "drop_path": "none"}
     config = NETS["digits"].config.model_copy(update=fields)
     monkeypatch.setitem(NETS, "digits", dataclasses.replace(NETS["digits"], config=config, image_size=2))
-    torch.compiler.set_default_backend(slow_backend)
-    try:
-        report = bench_model(sizes=["digits"], compiled=True, **QUICK)
-    finally:
-        torch.compiler.set_default_backend(None)
+    report = bench_model(sizes=["digits"], compiled=True, backend=slow_backend, **QUICK)
     rows = {(row["implementation"], row["phase"]): row for row in report["rows"]}
     assert rows.keys() == set(itertools.product((OURS, f"{OURS} compiled"), ("training", "inference")))
     assert graphs and rows[f"{OURS} compiled", "training"]["first_step_seconds"] > 0.2

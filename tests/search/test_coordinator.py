@@ -380,14 +380,14 @@ def test_search_works_outside_the_main_thread(open_study: Any) -> None:
 def test_search_keeps_attention_maps_of_the_best_at_their_moment(open_study: Any) -> None:
     config = make_config()
     study = open_study(config)
-    search(study, config, num_trials=5, num_with_attention=1)
+    search(study, config, num_trials=8, num_with_attention=1)
     best, expected = -1.0, []
     for trial in study.trials:
         if trial.values[0] >= best:
             expected.append(trial.number)
             best = trial.values[0]
     assert [trial.number for trial in study.trials if "attention" in trial.user_attrs] == expected
-    assert len(expected) < 5, "one at least was not the best at its moment"
+    assert len(expected) < 8, "one at least was not the best at its moment"
     stored = study.best_trial.user_attrs["attention"]
     assert stored["images"]["shape"] == [4, 8, 8, 1] and len(stored["labels"]) == 4
     assert {trial.user_attrs["worker"] for trial in study.trials} == {0}
