@@ -4,6 +4,7 @@ import heapq
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from fbsearch.bench.table_file import Row, Table, TableRun, config_key
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import LevelsSpace, RangeSpace
 from fbsearch.messages import Epoch, EpochStats, Event, Failed, Finished, Ready, Started, Stopped
+from fbsearch.search.proposals import canonical
 
 
 class TableExecutor:
@@ -18,7 +20,8 @@ class TableExecutor:
 
     A configuration that is not in the table is answered by its nearest one (`nearest_row`); `num_exact` counts the
     others. Of a row's seeds `draw` chooses one for each configuration, always the same one: two replays with the same
-    `draw` see the same runs, whatever they ask for and in whichever order.
+    `draw` see the same runs, whatever they ask for and in whichever order. A configuration that is run again, as in a
+    final race, has the next seed.
     """
 
     def __init__(self, table: Table, *, num_workers: int, draw: int) -> None:
@@ -26,6 +29,7 @@ class TableExecutor:
         self.num_submitted = self.num_exact = 0
         self.runs: dict[int, tuple[Row, TableRun]] = {}  # by trial
         self._draw, self._now = draw, 0.0
+        self._num_runs = Counter[str]()  # by configuration
         self._due: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
 
@@ -39,7 +43,9 @@ class TableExecutor:
 
     def submit(self, worker: int, trial: int, config: TrialConfig) -> None:
         row = self._find(config)
-        run = choose_run(row, draw=self._draw)
+        key = canonical(config)
+        run = order_runs(row, draw=self._draw)[self._num_runs[key] % len(row.runs)]
+        self._num_runs[key] += 1
         self.runs[trial] = row, run
         due = self._now
         self._at(due, Started(worker, trial, run.num_parameters, run.flops))
@@ -89,7 +95,15 @@ class TableExecutor:
 
 def choose_run(row: Row, *, draw: int) -> TableRun:
     """Return one of a configuration's runs, the same for the same `draw`."""
-    return random.Random(f"{draw} {row.key}").choice(row.runs)
+    return order_runs(row, draw=draw)[0]
+
+
+def order_runs(row: Row, *, draw: int) -> list[TableRun]:
+    """Return a configuration's runs in the order in which a search sees them, the same for the same `draw`."""
+    rng = random.Random(f"{draw} {row.key}")
+    first = rng.choice(row.runs)
+    others = [run for run in row.runs if run is not first]
+    return [first, *rng.sample(others, len(others))]
 
 
 def epochs_of(run: TableRun) -> list[EpochStats]:

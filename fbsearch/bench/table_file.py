@@ -72,10 +72,10 @@ class Row:
         """The mean accuracy of all runs; a failed one counts as 0."""
         return statistics.fmean(run.value or 0.0 for run in self.runs)
 
-    def judge(self, seen: TableRun) -> float:
-        """Return the mean accuracy of the runs with other seeds than the one that was seen, or of the only run."""
-        others = [run.value or 0.0 for run in self.runs if run.seed != seen.seed]
-        return statistics.fmean(others) if others else seen.value or 0.0
+    def judge(self, *seen: TableRun) -> float:
+        """Return the mean accuracy of the runs with other seeds than those that were seen, or of all without others."""
+        others = [run.value or 0.0 for run in self.runs if run not in seen]
+        return statistics.fmean(others or (run.value or 0.0 for run in seen))
 
 
 @dataclass(frozen=True)

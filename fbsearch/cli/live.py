@@ -173,7 +173,10 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
             case Epoch(trial=trial, stats=stats) if event.worker not in state.running and trial in self._running:
                 self._ended(state, trial, f"pruned   {stats.val_accuracy:.2%} after epoch {stats.epoch}")
             case Finished(trial=trial, value=value) if trial in self._running:
-                self._ended(state, trial, f"complete {value:.2%} after epoch {len(self._running[trial].history)}")
+                running = self._running[trial]
+                how = f"complete {value:.2%} after epoch {len(running.history)}"
+                again = f"race     {value:.2%} as trial {running.race_of}"
+                self._ended(state, trial, how if running.race_of is None else again)
             case Failed(trial=trial, kind=kind, message=message) if trial in self._running:
                 ended = "infeasible" if kind == FailureKind.OVER_LIMITS else "failed  "
                 self._ended(state, trial, f"{ended} {message}")

@@ -20,6 +20,7 @@ from fbsearch.config.space import format_value
 from fbsearch.search.state import SearchState, format_progress
 from fbsearch.study.catalogue import StudySummary
 from fbsearch.study.database import hide_password
+from fbsearch.study.race_result import RaceResult
 from fbsearch.study.study import best_trials, stored_num_trials
 from fbsearch.study.trial_record import (
     TrialRecord,
@@ -29,6 +30,7 @@ from fbsearch.study.trial_record import (
     is_failure,
     is_finished,
     is_infeasible,
+    is_race_run,
     sampled_names,
     trial_config,
 )
@@ -91,12 +93,14 @@ def describe_counts(state: SearchState) -> str:
     return counts + describe_untrained(state.num_infeasible, state.num_duplicates)
 
 
-def print_best(console: Console, best: FrozenTrial) -> None:
-    """Print the best trial and its sampled values."""
+def print_best(console: Console, best: FrozenTrial, race: RaceResult | None) -> None:
+    """Print the best trial, how a race has chosen it, and its sampled values."""
     config = trial_config(best)
     console.print(
         f"Best: [bold green]{best.value:.2%}[/bold green] validation accuracy, trial {best.number}", highlight=False
     )
+    if race is not None:
+        console.print(f"  {race.describe(best.number)}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     for name in sampled_names(best):
         table.add_row(name, _format_field(config, name))
@@ -132,7 +136,7 @@ def print_end(console: Console, state: SearchState) -> None:
     console.print(f"{reason} ({describe_counts(state)}){took}", highlight=False, soft_wrap=True)
     print_untrained(console, num_infeasible=state.num_infeasible, num_duplicates=state.num_duplicates)
     if state.best is not None:
-        print_best(console, state.best)
+        print_best(console, state.best, state.race)
 
 
 def _had_all(state: SearchState) -> bool:
@@ -158,7 +162,9 @@ def print_next(console: Console, state: SearchState, *, storage: str | None) -> 
     console.print(f"  fbsearch dashboard{flag}", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | None) -> None:
+def print_status(
+    console: Console, status: dict[str, Any], best: FrozenTrial | None, race: RaceResult | None = None
+) -> None:
     """Print the state of a study; `status` is the object that `--json` prints."""
     console.print(f"Study [bold]{escape(status['study'])}[/bold] in {escape(status['storage'])}", highlight=False)
     counts = ", ".join(
@@ -170,7 +176,7 @@ def print_status(console: Console, status: dict[str, Any], best: FrozenTrial | N
     if best is None:
         console.print("no trial is complete yet")
     else:
-        print_best(console, best)
+        print_best(console, best, race)
 
 
 def study_table(studies: Sequence[StudySummary]) -> Table:
@@ -297,6 +303,8 @@ def _outcome(trial: FrozenTrial) -> str:
     message = record.failure.message if record.failure else ""
     if is_duplicate(trial):
         return f"as trial {record.duplicate_of}"
+    if is_race_run(trial):
+        return f"race     {record.race_accuracy:.2%} as trial {record.race_of}"
     if is_infeasible(trial):
         return f"infeasible {message}"
     if trial.state == TrialState.COMPLETE:

@@ -139,19 +139,20 @@ def status(name: StudyName = None, storage: Storage = DEFAULT_STORAGE, as_json: 
     """Show the state of a study and its best trial."""
     from fbsearch.study.database import storage_errors
     from fbsearch.study.queries import best_trial
+    from fbsearch.study.race_result import read_race
     from fbsearch.study.study import status as study_status
 
     study = open_study(storage, name)
     with storage_errors(storage):
         content = study_status(study, url=storage)
-        best = None if as_json else best_trial(study)
+        best, race = (None, None) if as_json else (best_trial(study), read_race(study))
     if as_json:
         print(json.dumps(content))
         return
     from fbsearch.cli.status import print_status
     from fbsearch.cli.terminal import SafeConsole
 
-    print_status(SafeConsole(), content, best)
+    print_status(SafeConsole(), content, best, race)
 
 
 @app.command(rich_help_panel=USE, epilog="Example: `fbsearch export digits --top 5 --output best.yaml`")

@@ -50,6 +50,9 @@ class SearchConfig(StrictModel):
     seed: int = Field(
         0, ge=0, le=MAX_STUDY_SEED, description="of the sampler; a trial's own seed is this plus its number"
     )
+    final_race: int = Field(
+        0, ge=0, le=20, description="so many of the best are run again before one is named, by the mean; 0: none"
+    )
     limits: LimitsConfig = Field(
         LimitsConfig(), description="most parameters, FLOPs an image, MiB of training; null is no limit"
     )

@@ -44,6 +44,7 @@ from fbsearch.study.dashboard_storage import (
 from fbsearch.study.database import storage_errors
 from fbsearch.study.export import export_best
 from fbsearch.study.locks import is_claimed
+from fbsearch.study.race_result import read_race
 from fbsearch.study.study import NUM_SHOWN, best_trials, is_ours, stored_dataset
 from fbsearch.study.trial_record import (
     TrialRecord,
@@ -164,12 +165,14 @@ def _headline(study: optuna.Study, best: FrozenTrial) -> str:
     assert best.value is not None
     config, images = trial_config(best), stored_dataset(study)["num_val"]
     low, high = wilson_interval(best.value, images)
+    race = read_race(study)
+    chosen = "" if race is None else f", {race.describe(best.number)}"
     fields = ((name, *name.split(".")) for name in sampled_names(best))
     rows = [(short(name), format_value(getattr(getattr(config, section), field))) for name, section, field in fields]
     rows += [(figures.COSTS[cost], f"{getattr(TrialRecord.of(best), cost):,}") for cost in ("num_parameters", "flops")]
     table = "\n".join(f"| {escape(key)} | {escape(value)} |" for key, value in rows)
     return (
-        f"## Best: {best.value:.2%} validation accuracy, trial {best.number}\n\n"
+        f"## Best: {best.value:.2%} validation accuracy, trial {best.number}{chosen}\n\n"
         f"On {images:,} validation images; the 95% interval is {low:.1%} to {high:.1%}, and trials inside it cannot be "
         "told apart. Of equal trials the one with fewer parameters is named here.\n\n"
         f"| | |\n|---|---|\n{table}"

@@ -39,6 +39,7 @@ from fbsearch.report.style import template
 from fbsearch.report.timeline import timeline
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.report.worth import CHANNELS, COMPUTE, Worths, estimate_worth
+from fbsearch.study.race_result import read_race
 from fbsearch.study.study import best_trials, stored_dataset, stored_samples
 from fbsearch.study.trial_record import TrialRecord
 
@@ -100,7 +101,7 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
     return environment.get_template("report.html").render(
         name=study.study_name,
         made=datetime.datetime.now(datetime.UTC),
-        headline=sections.headline(frame, dataset),
+        headline=sections.headline(frame, dataset, read_race(study)),
         figures=drawn,
         max_failures=MAX_FAILURES,
         data=_embed(drawn),

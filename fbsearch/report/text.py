@@ -30,6 +30,7 @@ from fbsearch.report.statistics import (
 from fbsearch.report.timeline import timeline
 from fbsearch.report.worth import Difference, PartWorth, Worths
 from fbsearch.study.export import export_best
+from fbsearch.study.race_result import RaceResult
 from fbsearch.study.study import stored_settings
 from fbsearch.winners.intervals import wilson_interval
 
@@ -37,7 +38,7 @@ RANK_COMPARED = 5
 SPLITS = {"num_train": "to train on", "num_val": "to choose by", "num_test": "set aside for the test"}
 
 
-def headline(frame: pd.DataFrame, dataset: dict[str, Any]) -> dict[str, Any]:
+def headline(frame: pd.DataFrame, dataset: dict[str, Any], race: RaceResult | None = None) -> dict[str, Any]:
     """Return what the head of the report shows: number of trials of each state, best trial, time, savings."""
     is_interrupted = frame["failure_kind"] == FailureKind.INTERRUPTED
     best = ranked(frame)
@@ -49,7 +50,8 @@ def headline(frame: pd.DataFrame, dataset: dict[str, Any]) -> dict[str, Any]:
         "common": describe_winner(best.iloc[0]["config"]) if len(best) else "",
         "num_images": num_images,
         "interval": interval,
-        "noise": _compare_ranks(best, interval, num_images) if interval and num_images else "",
+        "race": _describe_race(race) if race else "",
+        "noise": _compare_ranks(best, interval, num_images) if interval and num_images and not race else "",
         "saving": saved_by_pruning(frame),
         "seconds": float(frame["seconds"].sum()),
         "clock": timeline(frame),
@@ -63,6 +65,16 @@ def describe_winner(config: dict[str, Any]) -> str:
     except (KeyError, ValidationError):  # as an older version stored it
         return ""
     return f"The best network keeps nothing of the fractal: it is {COMMON_NETWORK}." if model.is_common else ""
+
+
+def _describe_race(race: RaceResult) -> str:
+    """Say how the raced trials did, the best mean first."""
+    first, *others = race.as_list()
+    means = ", ".join(f"trial {item['trial']} {percent(item['mean'])}" for item in others)
+    return (
+        f"Trial {first['trial']} was {race.describe(first['trial'])} (its own and {race.num_runs - 1} new ones); then "
+        f"{means}. The number above is its own run's; the mean depends less on luck."
+    )
 
 
 def _compare_ranks(best: pd.DataFrame, interval: tuple[float, float], num_images: int) -> str:

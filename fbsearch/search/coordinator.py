@@ -13,6 +13,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import SearchError, StorageError
 from fbsearch.messages import (
@@ -29,14 +30,16 @@ from fbsearch.messages import (
     WorkerLost,
 )
 from fbsearch.search.failures import MAX_INFEASIBLE_IN_A_ROW, FailurePolicy
+from fbsearch.search.final_race import FinalRace
 from fbsearch.search.proposals import MAX_DUPLICATES_IN_A_ROW, SURE_FAILURES, InvalidProposal, Proposals
 from fbsearch.search.quota import Quota
-from fbsearch.search.state import SearchState
+from fbsearch.search.state import End, SearchState
 from fbsearch.search.stop_criterion import StopCriterion
 from fbsearch.search.worker_pool import WorkerPool
 from fbsearch.study.database import explain, storage_errors
 from fbsearch.study.locks import StudyClaim
 from fbsearch.study.provenance import coordinator_versions, git_commit
+from fbsearch.study.race_result import tell_race_run
 from fbsearch.study.retrying_storage import call_on_retry
 from fbsearch.study.study import (
     NUM_SHOWN,
@@ -93,6 +96,8 @@ class Coordinator:
         self._quota = Quota(study, self._claim, self.state)
         self._proposals = Proposals(study, config, quota=self._quota, max_duplicates=max_duplicates)
         self._failure_policy = FailurePolicy(study, config, max_infeasible=max_infeasible)
+        self._race = FinalRace(study, self._claim, self.state, num_raced=config.search.final_race)
+        self._end_of_search: End | None = None  # why there are no further trials, while the race is run
         self._start_up_weight = start_up_weight
         self._num_with_attention, self._clock = num_with_attention, clock
         self._environment: dict[str, Any] = {}
@@ -119,7 +124,8 @@ class Coordinator:
     def _search(self) -> None:
         put_back_running(self.study, self._claim.owns)
         self._quota.begin()
-        if not self.state.is_complete:
+        self._race.prepare()
+        if not (self.state.is_complete and self._race.is_over):
             self._pool.start()
         while not self._is_over():
             self._hand_out()
@@ -130,10 +136,17 @@ class Coordinator:
             self._receive()
 
     def _is_over(self) -> bool:
-        """Check the reasons to stop, and store the one that holds."""
-        self.state.end = self._stop_criterion.check(self.state, exhausted=self._proposals.exhausted)
+        """Check the reasons to stop, and store the one that holds. But for two of them the final race comes first."""
+        end = self._stop_criterion.check(self.state, exhausted=self._proposals.exhausted)
         self.state.num_distinct = self._proposals.num_distinct
-        return self.state.end is not None
+        if end not in ("interrupted", "timeout"):
+            must_race = self._race.must_begin(self._stop_criterion, num_workers=len(self._pool.workers))
+            self._end_of_search = self._end_of_search or end or ("timeout" if must_race else None)
+            if self._end_of_search is not None:
+                self._race.advance()
+                end = self._end_of_search if self._race.is_over else None
+        self.state.end = end
+        return end is not None
 
     def _while_away(self, error: BaseException) -> bool:
         """Go on receiving while the database is away, so that no worker waits; return False to give up."""
@@ -144,10 +157,9 @@ class Coordinator:
 
     def _hand_out(self) -> None:
         """Ask for a trial for each idle worker, until there is none."""
-        while self._proposals.exhausted is None and (worker := self._pool.find_idle()) is not None:
-            assert self.state.dataset is not None, "an idle worker has sent its data set"
+        while (worker := self._pool.find_idle()) is not None:
             try:
-                proposed = self._proposals.propose(image_size=self.state.dataset.image_size)
+                proposed = self._propose()
             except InvalidProposal as error:
                 with contextlib.suppress(UpdateFinishedTrialError):  # as below
                     self._fail(error.trial, kind=FailureKind.INVALID_CONFIGURATION, message=str(error))
@@ -159,7 +171,20 @@ class Coordinator:
             if proposed is None:
                 return
             trial, config = proposed
-            self._pool.submit(RunningTrial(trial, config, worker), alone=TrialRecord.of(trial).alone)
+            record = TrialRecord.of(trial)
+            self._pool.submit(RunningTrial(trial, config, worker, race_of=record.race_of), alone=record.alone)
+
+    def _propose(self) -> tuple[optuna.Trial, TrialConfig] | None:
+        """Return the next trial, or run of the final race; None if there is none now."""
+        assert self.state.dataset is not None, "an idle worker has sent its data set"
+        image_size = self.state.dataset.image_size
+        if self._race.is_running:
+            if (trial := self._race.take()) is None:
+                return None
+            return trial, self._proposals.configure(trial, image_size=image_size)
+        if self._proposals.exhausted is not None:
+            return None
+        return self._proposals.propose(image_size=image_size)
 
     def _receive(self) -> None:
         """Handle the events of all workers, write what they change, and follow other coordinators of the study."""
@@ -235,6 +260,8 @@ class Coordinator:
     def _store_epoch(self, running: RunningTrial, event: Epoch) -> None:
         """Store an epoch, and prune the trial if the pruner says so."""
         running.store_epoch(event)
+        if running.race_of is not None:
+            return
         if event.stats.epoch < running.config.train.epochs and running.trial.should_prune():
             running.store_history()
             self._tell(running, TrialState.PRUNED)
@@ -242,6 +269,11 @@ class Coordinator:
 
     def _finish(self, running: RunningTrial, event: Finished) -> None:
         running.store_history()
+        if running.race_of is not None:
+            tell_race_run(self.study, running.trial, accuracy=event.value)
+            self._failure_policy.reset()
+            return
+        self._race.note_run(sum(stats.seconds for stats in running.history))
         # Only of the best at this moment: the maps of all trials would be most of the database.
         if event.attention is not None and is_among_best(self.study, event.value, self._num_with_attention):
             running.store_attention(event.attention)

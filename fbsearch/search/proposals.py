@@ -78,9 +78,9 @@ class Proposals:
                 trial = self._quota.ask(self._fill_queue)
                 if trial is None:
                     return None
-                config = self._configure(trial, image_size)
+                config = self.configure(trial, image_size=image_size)
             same = self._numbers.get(canonical(config))
-            if same is None:
+            if same is None or TrialRecord.of(trial).race_of is not None:  # left over from a race that was stopped
                 return trial, config
             tell_duplicate(self._study, trial, of=self._study.get_trials(deepcopy=False)[same])
             self.num_duplicates += 1
@@ -107,7 +107,8 @@ class Proposals:
         finally:
             self._study.sampler = chosen
 
-    def _configure(self, trial: optuna.Trial, image_size: int) -> TrialConfig:
+    def configure(self, trial: optuna.Trial, *, image_size: int) -> TrialConfig:
+        """Draw the configuration of a trial that was taken, and store it. InvalidProposal if it cannot be built."""
         values = sample(trial, self._config)
         try:
             config = self._config.trial(values, seed=self._config.search.seed + trial.number)

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 
 from fbsearch.messages import DatasetInfo
 from fbsearch.search.worker_pool import WorkerPool
+from fbsearch.study.race_result import RaceResult
 from fbsearch.study.trial_record import RunningTrial
 
 Exhausted = Literal["grid_exhausted", "space_exhausted"]
@@ -33,6 +34,7 @@ class SearchState:
     started: float = dataclasses.field(default_factory=time.monotonic)
     deadline: float = math.inf  # of time.monotonic, as `started`
     best: FrozenTrial | None = None
+    race: RaceResult | None = None  # that has named the best
     dataset: DatasetInfo | None = None
     notice: str = ""
     away: str = ""  # why the database cannot be reached

@@ -17,8 +17,14 @@ class StopCriterion:
     def __init__(self, *, timeout: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """Start the timeout, in seconds of `clock` from now."""
         self._clock = clock
-        self.deadline = math.inf if timeout is None else clock() + timeout
+        self.timeout = math.inf if timeout is None else timeout
+        self.deadline = clock() + self.timeout
         self.is_interrupted = False
+
+    @property
+    def seconds_left(self) -> float:
+        """The time until the deadline; infinite without one."""
+        return self.deadline - self._clock()
 
     def shorten(self, seconds: float) -> None:
         """Let the timeout end earlier."""

@@ -12,7 +12,15 @@ from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import FileKind
 from fbsearch.messages import EpochStats
 from fbsearch.study.study import best_trials, stored_config, stored_dataset
-from fbsearch.study.trial_record import FINISHED, TrialRecord, is_duplicate, is_failure, is_finished, is_infeasible
+from fbsearch.study.trial_record import (
+    FINISHED,
+    TrialRecord,
+    is_duplicate,
+    is_failure,
+    is_finished,
+    is_infeasible,
+    is_race_run,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -119,8 +127,9 @@ def _searched(study: optuna.Study) -> Searched | None:
 
 
 def listed_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return every trial but the duplicates, which would show a result twice."""
-    return [trial for trial in study.get_trials(deepcopy=False) if not is_duplicate(trial)]
+    """Return every trial but the duplicates, which would show a result twice, and the runs of the final race."""
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if not (is_duplicate(trial) or is_race_run(trial))]
 
 
 def trial_table(study: optuna.Study) -> "pandas.DataFrame":

@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.errors import StorageError
 from fbsearch.study.inode_lock import hold_inode_lock
+from fbsearch.study.race_result import take_waiting
 from fbsearch.study.retrying_storage import retry
 from fbsearch.study.study import describe_searcher, flush
 from fbsearch.study.trial_record import TrialRecord, put_back_running
@@ -68,6 +69,10 @@ class StudyClaim:
         """Take the next trial in the coordinator's own name, with the lock held."""
         return study.ask()
 
+    def take(self, study: optuna.Study, waiting: FrozenTrial) -> optuna.Trial | None:
+        """Take a certain trial of the queue likewise; None if another process was quicker."""
+        return take_waiting(study, waiting)
+
     def owns(self, trial: FrozenTrial) -> bool:  # noqa: ARG002
         """Return True if a running trial is this coordinator's."""
         return True
@@ -107,7 +112,13 @@ class SharedStudyClaim(StudyClaim):
         return bool(self._execute(_OWN_LOCK, study=self._study, lock=_LOCK))
 
     def ask(self, study: optuna.Study) -> optuna.Trial:
-        trial = study.ask()
+        return self._sign(study, study.ask())
+
+    def take(self, study: optuna.Study, waiting: FrozenTrial) -> optuna.Trial | None:
+        trial = take_waiting(study, waiting)
+        return None if trial is None else self._sign(study, trial)
+
+    def _sign(self, study: optuna.Study, trial: optuna.Trial) -> optuna.Trial:
         TrialRecord(coordinator=self.id).store(trial)
         flush(study)
         return trial

@@ -17,19 +17,23 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.messages import FailureKind
+from fbsearch.study.race_result import read_race
 from fbsearch.study.retrying_storage import retry
 from fbsearch.study.trial_record import (
     DUPLICATE_OF,
     FAILURE,
     FINISHED,
     NUM_PARAMETERS,
+    RACE_ACCURACY,
     is_duplicate,
     is_failure,
     is_infeasible,
+    is_race_run,
     rank_order,
 )
 
 TRIALS_A_READ = 500
+_KINDS = {"duplicate": is_duplicate, "infeasible": is_infeasible, "race": is_race_run}
 
 
 def read_trials(study: optuna.Study, *, trials_a_read: int = TRIALS_A_READ) -> None:
@@ -89,6 +93,10 @@ def list_rows(storage: optuna.storages.RDBStorage, *, mark: str) -> list[StudyRo
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """Return the trial that best_trials(study, 1) gives, None without one. Reads that trial alone."""
+    race = read_race(study)
+    if race is not None:
+        number = max(race.accuracies, key=race.mean)
+        return study._storage.get_trial(study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
     if isinstance(study._storage, optuna.storages.InMemoryStorage):
         return min(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=rank_order, default=None)
     try:
@@ -100,9 +108,9 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
 
 
 def count_trials(study: optuna.Study) -> collections.Counter[TrialState | str]:
-    """Return the number of trials in each state, and of `infeasible` and `duplicate` ones; none is counted twice.
+    """Return the number of trials in each state, and of `infeasible`, `duplicate`, `race` ones; none counts twice.
 
-    Interrupted trials (is_failure) are not counted at all.
+    Interrupted trials (is_failure) are not counted at all. Runs of the race are `race` once they have ended well.
     """
     if isinstance(study._storage, optuna.storages.InMemoryStorage):
         return _count(study.get_trials(deepcopy=False))
@@ -111,6 +119,7 @@ def count_trials(study: optuna.Study) -> collections.Counter[TrialState | str]:
     is_mark = (attribute.trial_id == trial.trial_id) & (
         ((attribute.key == FAILURE) & trial.state.in_((TrialState.FAIL, TrialState.PRUNED)))
         | ((attribute.key == DUPLICATE_OF) & trial.state.in_(FINISHED))
+        | ((attribute.key == RACE_ACCURACY) & (trial.state == TrialState.PRUNED))
     )
     query = (
         sqlalchemy.select(trial.state, attribute.key, attribute.value_json, sqlalchemy.func.count())
@@ -122,6 +131,8 @@ def count_trials(study: optuna.Study) -> collections.Counter[TrialState | str]:
     for state, key, mark, count in _rows(study, query):
         if key == DUPLICATE_OF:
             counts["duplicate"] += count
+        elif key == RACE_ACCURACY:
+            counts["race"] += count
         elif key == FAILURE and state == TrialState.PRUNED:
             counts["infeasible"] += count
         elif mark is None or json.loads(mark).get("kind") != FailureKind.INTERRUPTED:
@@ -131,7 +142,7 @@ def count_trials(study: optuna.Study) -> collections.Counter[TrialState | str]:
 
 def _count(trials: list[FrozenTrial]) -> collections.Counter[TrialState | str]:
     kinds: list[TrialState | str] = [
-        "duplicate" if is_duplicate(trial) else "infeasible" if is_infeasible(trial) else trial.state
+        next((kind for kind, is_kind in _KINDS.items() if is_kind(trial)), trial.state)
         for trial in trials
         if trial.state != TrialState.FAIL or is_failure(trial)
     ]

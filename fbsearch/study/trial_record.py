@@ -2,7 +2,7 @@
 
 A trial's states, in Optuna's terms, from the queue to the end:
 
-      grid point | retry                     drawn by the sampler
+   grid point | retry | run of the race      drawn by the sampler
             |                                         |
             v                 ask                     v ask
          WAITING ---------------------------------> RUNNING
@@ -11,6 +11,7 @@ A trial's states, in Optuna's terms, from the queue to the end:
             |                        study.tell       +--> PRUNED            counts towards N
             |                        tell_infeasible  +--> PRUNED            with `failure`
             |                        tell_duplicate   +--> COMPLETE, PRUNED  with `duplicate_of`
+            |                        tell_race_run    +--> PRUNED            with `race_of` (race_result.py)
             |                        fail             +--> FAIL              with `failure`
             |                        put_back         +--> FAIL              with `failure`
             |                                                |
@@ -40,6 +41,7 @@ from fbsearch.messages import Attention, Epoch, EpochStats, FailureKind, Started
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # The keys by which queries of the database find trials (queries.py).
 FAILURE, DUPLICATE_OF, NUM_PARAMETERS = "failure", "duplicate_of", "num_parameters"
+RACE_OF, RACE_ACCURACY = "race_of", "race_accuracy"
 FOLLOWS_FAILURE = "follows_failure"
 # What a coordinator never reads of a finished trial, after it has begun.
 DETAILS = ("config", "environment", "execution", "history", "attention", "traceback")
@@ -64,6 +66,7 @@ class TrialRecord:
     retry_of: int | None = None  # the first trial with these parameters
     attempt: int = 1
     alone: bool = False  # it needs its device to itself
+    race_of: int | None = None  # the complete trial whose configuration is run with a new seed
     # Stored when the trial is drawn.
     coordinator: str | None = None  # the process that runs it, on PostgreSQL
     config: dict[str, Any] | None = None  # a TrialConfig, as JSON
@@ -82,6 +85,7 @@ class TrialRecord:
     failure: Failure | None = None
     traceback: str | None = None
     duplicate_of: int | None = None
+    race_accuracy: float | None = None  # of a run of the race
 
     @classmethod
     def of(cls, trial: FrozenTrial | optuna.Trial) -> Self:
@@ -117,9 +121,14 @@ def is_duplicate(trial: FrozenTrial) -> bool:
     return trial.state in FINISHED and DUPLICATE_OF in trial.user_attrs
 
 
+def is_race_run(trial: FrozenTrial) -> bool:
+    """Return True for a trial that has run the configuration of a complete one again, to choose among the best."""
+    return trial.state == TrialState.PRUNED and RACE_ACCURACY in trial.user_attrs
+
+
 def is_finished(trial: FrozenTrial) -> bool:
     """Return True for a trial that counts towards N: trained to its end, or pruned."""
-    return trial.state in FINISHED and FAILURE not in trial.user_attrs and DUPLICATE_OF not in trial.user_attrs
+    return trial.state in FINISHED and not {FAILURE, DUPLICATE_OF, RACE_ACCURACY} & trial.user_attrs.keys()
 
 
 def is_failure(trial: FrozenTrial) -> bool:
@@ -162,6 +171,7 @@ class RunningTrial:
     trial: optuna.Trial
     config: TrialConfig
     worker: int
+    race_of: int | None = None  # the trial that it runs again, in the final race
     history: list[EpochStats] = dataclasses.field(default_factory=list)
     handed_out: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -255,8 +265,9 @@ def put_back(
         was = TrialRecord.of(trial)
         origin = trial.number if was.retry_of is None else was.retry_of
         again = TrialRecord(
-            grid_index=was.grid_index, follows=trial.number, follows_failure=failure, retry_of=origin, alone=alone
-        )
+            grid_index=was.grid_index, follows=trial.number, follows_failure=failure, retry_of=origin, alone=alone,
+            race_of=was.race_of,
+        )  # fmt: skip
         # A trial that was killed between two suggestions has a part of its parameters in the queue still.
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
         study.enqueue_trial(params, user_attrs=again.attributes() | {"attempt": attempt})

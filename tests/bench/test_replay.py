@@ -13,7 +13,7 @@ from made_table import SPACE, final_accuracy, make_run, make_runs, write_table
 from fbsearch.bench.replay_records import Replay
 from fbsearch.bench.replay_scores import NUM_TIMES, Scale, interquartile_mean, score
 from fbsearch.bench.replay_search import ONE_EPOCH, PRUNERS, Arm, name_after_all, parse_arms, replay
-from fbsearch.bench.table_executor import TableExecutor, choose_run, nearest_row
+from fbsearch.bench.table_executor import TableExecutor, choose_run, nearest_row, order_runs
 from fbsearch.bench.table_file import Table, read_table
 from fbsearch.messages import Epoch, FailureKind, Finished, Started, Stopped
 
@@ -48,7 +48,9 @@ def test_executor_sends_a_run_as_it_was_recorded(table: Table) -> None:
     assert executor.events(timeout=0.5) == [] and executor.clock() == 4.5
     executor.submit(1, 6, config)
     ended = [event for _ in range(5) for event in executor.events(timeout=1) if isinstance(event, Finished)]
-    assert ended == [Finished(1, 6, run.value)] and executor.clock() == 12.5, "the same run for the same configuration"
+    row, again = executor.runs[6]
+    assert [run, again] == order_runs(row, draw=0)[:2], "a configuration that is run again has the next seed"
+    assert ended == [Finished(1, 6, again.value)] and executor.clock() == 12.5
     executor.stop_trial(1)
     assert executor.events(timeout=1) == [], "it had ended already"
 

@@ -502,6 +502,7 @@ def test_status_keys_and_counts(study: optuna.Study) -> None:
         "num_infeasible": 0,
         "num_duplicates": 0,
         "best": None,
+        "race": None,
     }
     best = finish(study, 0.75)
     finish(study, 0.5)
@@ -536,6 +537,7 @@ def slow_status(study: optuna.Study) -> dict[str, Any]:
         "num_infeasible": sum(map(is_infeasible, trials)),
         "num_duplicates": sum(map(is_duplicate, trials)),
         "best": best and {"trial": best.number, "value": best.value, "config": best.user_attrs["config"]},
+        "race": None,
     }
 
 
