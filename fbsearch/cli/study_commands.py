@@ -286,7 +286,7 @@ def validate(
     print("\n".join([f"{study_file}: fine; {first}", *others, f"data: {images}"]))
 
 
-@app.command(rich_help_panel=SEARCH, epilog="Example: `fbsearch schema > study.schema.json`")
+@app.command(rich_help_panel=SEARCH, epilog="Example: `fbsearch schema > schema.json`")
 def schema() -> None:
     """Print the JSON schema of a study file, for editors."""
     from fbsearch.config.study_file import StudyConfig
