@@ -64,6 +64,8 @@ def _why_not_exported(trial: FrozenTrial) -> str:
     message = f": {record.failure.message}" if record.failure else ""
     if is_duplicate(trial):
         return f"repeats trial {record.duplicate_of} and was not trained: export that one"
+    if is_race_run(trial):
+        return f"is another run of trial {record.race_of}, in the final race: export that one"
     if is_infeasible(trial):
         return f"was not trained{message}"
     if trial.state == TrialState.PRUNED:

@@ -21,7 +21,7 @@ from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.final_race import NUM_NEW_RUNS
 from fbsearch.search.state import SearchState
 from fbsearch.study.database import open_storage
-from fbsearch.study.export import export_best, listed_trials
+from fbsearch.study.export import export_best, export_trial, listed_trials
 from fbsearch.study.locks import claim_study
 from fbsearch.study.queries import best_trial
 from fbsearch.study.race_result import FINAL_RACE, race_runs, read_race
@@ -126,6 +126,8 @@ def test_race_names_the_best_mean_and_keeps_exactly_n(searches: Searches, sample
     assert counts["race"][0]["accuracies"] == pytest.approx([0.9] * (1 + NUM_NEW_RUNS))
     assert export_best(study, top=2).configs[0].train.learning_rate == STEADY
     assert len(listed_trials(study)) == N
+    with pytest.raises(StorageError, match="in the final race: export that one"):
+        export_trial(study, next(trial.number for trial in trials if is_race_run(trial)))
 
 
 def test_race_is_shown_at_the_end_and_in_the_status(searches: Searches, capsys: pytest.CaptureFixture[str]) -> None:
