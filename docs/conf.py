@@ -46,8 +46,7 @@ SECURITY
 :glob:
 
 reports/*/README
-reports/chaos
-reports/fuzzing
+reports/*
 reports/race/recipe
 reports/*/*/README
 studies/tables/README

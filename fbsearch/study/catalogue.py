@@ -11,7 +11,7 @@ import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.study_file import MAX_NAME
 from fbsearch.errors import ConfigError, StorageError
@@ -51,7 +51,7 @@ def list_studies(storage: RDBStorage) -> list[StudySummary]:
     for row in list_rows(storage, mark=CONFIG):
         study = optuna.load_study(storage=storage, study_name=row.name)
         counts = count_trials(study)
-        best = best_trial(study) if row.is_ours else None
+        best = _find_best(study) if row.is_ours else None
         # Only then can it be: to ask makes a lock file beside an SQLite database.
         can_be_searched = row.is_ours and (counts[TrialState.RUNNING] > 0 or row.num_trials == 0)
         summary = StudySummary(
@@ -70,6 +70,13 @@ def list_studies(storage: RDBStorage) -> list[StudySummary]:
         )
         found.append(summary)
     return found
+
+
+def _find_best(study: optuna.Study) -> FrozenTrial | None:
+    try:
+        return best_trial(study)
+    except StorageError:  # its attributes are damaged, which its data say
+        return None
 
 
 def _describe_data(study: optuna.Study) -> str:

@@ -53,10 +53,10 @@ class RaceResult:
 
 def read_race(study: optuna.Study) -> RaceResult | None:
     """Return the result of the race that has named the best trial; None without one. StorageError if it is damaged."""
-    found: Any = study.user_attrs.get(FINAL_RACE)
-    if not found:
-        return None
     try:
+        found: Any = study.user_attrs.get(FINAL_RACE)
+        if not found:
+            return None
         return RaceResult({int(number): tuple(map(float, values)) for number, values in found.items()})
     except (AttributeError, TypeError, ValueError):
         raise StorageError(

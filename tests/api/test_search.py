@@ -129,11 +129,11 @@ def test_trained_model_predicts_arrays_as_it_was_scored(model: fbsearch.Model, d
     assert (model.predict(images) == labels).mean() == model.training.results[0].accuracy
 
 
-def test_trained_model_says_where_it_errs(model: fbsearch.Model, folder: Path) -> None:
+def test_trained_model_says_where_it_errs(model: fbsearch.Model, study: fbsearch.Study, folder: Path) -> None:
     assert model.training is not None and model.errors is not None and len(model.errors.seeds) == 2
     recall, support = model.errors.classes["recall"], model.errors.classes["support"]
     assert (recall * support).sum() / support.sum() == pytest.approx(model.training.accuracy_mean)
-    alone = fbsearch.load_model(model.training.folders(folder / "small")[0]).errors
+    alone = fbsearch.load_model(model.training.folders(folder / study.name)[0]).errors
     assert alone is not None and len(alone.seeds) == 1
     assert fbsearch.load_model(model.save(folder / "copy")).errors is None
 

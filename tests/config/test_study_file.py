@@ -157,7 +157,7 @@ def test_study_file_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
         ("nmae: x", "nmae: unknown key; did you mean name?"),
         ("xyz: 1", "xyz: unknown key; allowed: name, data, model, train, space, search"),
         ("data: {augment: {flop: true}}", "data.augment.flop: unknown key; did you mean flip?"),
-        ("search: {zzz: 1}", "search.zzz: unknown key; allowed: metric, sampler, pruner, seed, limits"),
+        ("search: {zzz: 1}", "search.zzz: unknown key; allowed: metric, sampler, pruner, seed, final_race, limits"),
         (
             "space: {train.learning_rate: {low: 0.1, high: 1, lg: true}}",
             "space.train.learning_rate.lg: unknown key; allowed: low, high, log, step",
