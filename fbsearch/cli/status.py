@@ -137,6 +137,8 @@ def print_end(console: Console, state: SearchState) -> None:
     print_untrained(console, num_infeasible=state.num_infeasible, num_duplicates=state.num_duplicates)
     if state.best is not None:
         print_best(console, state.best, state.race)
+    if state.race_absence:
+        console.print(state.race_absence, highlight=False, soft_wrap=True)
 
 
 def _had_all(state: SearchState) -> bool:

@@ -134,6 +134,9 @@ class Coordinator:
             self._show(self.state, None)
         while self._pool.has_events:  # received while the database was away
             self._receive()
+        if self.state.end != "interrupted":
+            num_workers = len(self._pool.workers)
+            self.state.race_absence = self._race.explain_absence(num_workers=num_workers)
 
     def _is_over(self) -> bool:
         """Check the reasons to stop, and store the one that holds. But for two of them the final race comes first."""

@@ -5,6 +5,7 @@ import math
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from fbsearch.config.durations import format_duration
 from fbsearch.search.state import SearchState
 from fbsearch.search.stop_criterion import StopCriterion
 from fbsearch.study.locks import StudyClaim
@@ -58,9 +59,25 @@ class FinalRace:
         """Return True if the time left is that of the race, by the runs so far, and not too large a share of all."""
         if self.is_over or self._state.num_complete < 2:
             return False
-        rounds = math.ceil(self._num_raced * NUM_NEW_RUNS / num_workers) + 1
-        needed = SLACK * rounds * self._seconds
+        needed = self._estimate_seconds(num_workers)
         return stop.seconds_left <= needed <= MAX_SHARE * stop.timeout
+
+    def _estimate_seconds(self, num_workers: int) -> float:
+        rounds = math.ceil(self._num_raced * NUM_NEW_RUNS / num_workers) + 1
+        return SLACK * rounds * self._seconds
+
+    def explain_absence(self, *, num_workers: int) -> str:
+        """Return why the race of a search that is over has named no trial; empty if it has, or was not asked for."""
+        if self._num_raced < 2 or self._state.race is not None:
+            return ""
+        if self._state.num_complete < 2:
+            return "no final race: fewer than two trials are complete"
+        if self.is_over:
+            return "the final race names nobody: fewer than two configurations have come to the end of all their runs"
+        if self.is_running:
+            return "the final race names nobody: the time was over before its last run"
+        needed = format_duration(self._estimate_seconds(num_workers))
+        return f"no final race: it would have taken about {needed}, more than a quarter of the search's time"
 
     def advance(self) -> None:
         """Begin the race, or see whether it is over, and then store its result."""

@@ -35,6 +35,7 @@ class SearchState:
     deadline: float = math.inf  # of time.monotonic, as `started`
     best: FrozenTrial | None = None
     race: RaceResult | None = None  # that has named the best
+    race_absence: str = ""  # why the final race that was asked for has named no trial
     dataset: DatasetInfo | None = None
     notice: str = ""
     away: str = ""  # why the database cannot be reached

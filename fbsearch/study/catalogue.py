@@ -51,12 +51,12 @@ def list_studies(storage: RDBStorage) -> list[StudySummary]:
     for row in list_rows(storage, mark=CONFIG):
         study = optuna.load_study(storage=storage, study_name=row.name)
         counts = count_trials(study)
-        best = _find_best(study) if row.is_ours else None
+        data, best = _describe(study) if row.is_ours else ("another program's", None)
         # Only then can it be: to ask makes a lock file beside an SQLite database.
         can_be_searched = row.is_ours and (counts[TrialState.RUNNING] > 0 or row.num_trials == 0)
         summary = StudySummary(
             name=row.name,
-            data=_describe_data(study) if row.is_ours else "another program's",
+            data=data,
             is_ours=row.is_ours,
             is_searched=can_be_searched and is_claimed(study),
             num_complete=counts[TrialState.COMPLETE],
@@ -72,20 +72,14 @@ def list_studies(storage: RDBStorage) -> list[StudySummary]:
     return found
 
 
-def _find_best(study: optuna.Study) -> FrozenTrial | None:
+def _describe(study: optuna.Study) -> tuple[str, FrozenTrial | None]:
+    """Return the name of a study's data and its best trial; `damaged` and None if either cannot be read."""
     try:
-        return best_trial(study)
-    except StorageError:  # its attributes are damaged, which its data say
-        return None
-
-
-def _describe_data(study: optuna.Study) -> str:
-    try:
-        data = stored_settings(study).get("data", {})
+        data, best = stored_settings(study).get("data", {}), best_trial(study)
     except (StorageError, json.JSONDecodeError):
-        return "damaged"
+        return "damaged", None
     name, root = (data.get(key, "?") for key in ("name", "root")) if isinstance(data, dict) else ("?", "?")
-    return f"{name} {root}" if name in ("folder", "arrays") else str(name)
+    return f"{name} {root}" if name in ("folder", "arrays") else str(name), best
 
 
 def delete_study(storage: RDBStorage, name: str) -> int:

@@ -134,7 +134,8 @@ def test_race_is_shown_at_the_end_and_in_the_status(searches: Searches, capsys: 
     study, state = searches.run()
     line = f"chosen among 3 by {1 + NUM_NEW_RUNS} runs each: 90.00% on average"
     print_end(SafeConsole(), state)
-    assert line in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert line in shown and "final race" not in shown
     print_status(SafeConsole(), status(study, url=""), best_trial(study), read_race(study))
     assert line in capsys.readouterr().out
 
@@ -210,10 +211,24 @@ def test_race_comes_before_the_end_of_the_time(tmp_path: Path) -> None:
     searches.storage.engine.dispose()
 
 
-def test_race_that_would_take_most_of_the_time_is_left_out(searches: Searches) -> None:
+def test_race_that_would_take_most_of_the_time_is_left_out_and_why(
+    searches: Searches, capsys: pytest.CaptureFixture[str]
+) -> None:
     study, state = searches.run(None, timeout=9, final_race=3)
     assert state.end == "timeout" and state.race is None and race_runs(study) == {}
     assert 0 < state.num_complete < N
+    print_end(SafeConsole(), state)
+    assert "no final race: it would have taken about 19 s, more than a quarter" in capsys.readouterr().out
+
+
+def test_race_without_two_configurations_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = make_table(tmp_path / "t.jsonl.xz", rates=[STEADY, LUCKY], failing=STEADY)
+    searches = Searches(table, f"sqlite:///{tmp_path / 's.db'}")
+    for num_trials, reason in ((1, "no final race: fewer than two trials"), (2, "the final race names nobody: fewer")):
+        _, state = searches.run(num_trials)
+        print_end(SafeConsole(), state)
+        assert state.race is None and reason in capsys.readouterr().out
+    searches.storage.engine.dispose()
 
 
 def test_two_coordinators_run_one_race_together(postgres_url: str, tmp_path: Path) -> None:

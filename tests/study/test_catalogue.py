@@ -18,6 +18,7 @@ from fbsearch.errors import ConfigError, StorageError
 from fbsearch.study.catalogue import delete_study, list_studies, rename_study
 from fbsearch.study.database import open_storage
 from fbsearch.study.locks import claim_study
+from fbsearch.study.race_result import FINAL_RACE
 from fbsearch.study.study import create_study, load_study, stored_config
 
 
@@ -108,6 +109,12 @@ def test_damaged_study_is_listed_and_can_be_deleted(storage: RDBStorage) -> None
     (found,) = list_studies(storage)
     assert (found.data, found.num_complete) == ("damaged", 1)
     assert delete_study(storage, "digits") == 3
+
+
+def test_study_with_a_damaged_race_is_listed_as_damaged(storage: RDBStorage) -> None:
+    make_study(storage, 3).set_user_attr(FINAL_RACE, {"first": "all"})
+    (found,) = list_studies(storage)
+    assert (found.data, found.best, found.num_complete) == ("damaged", None, 1)
 
 
 def test_foreign_study_is_left_alone(storage: RDBStorage) -> None:
