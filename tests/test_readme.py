@@ -75,7 +75,7 @@ def shorten(command: str, folder: Path, *, model: str = "") -> list[str]:
         command = command.replace("$MODEL", str(sorted(folder.glob(model))[0]))
     for flag, value in {"trials": 2, "workers": 1, "seeds": 1, "epochs": 1, "top": 1}.items():
         command = re.sub(rf"--{flag} \d+", f"--{flag} {value}", command)
-    command = command.replace("--budget 10m", "--budget 90s --trials 2")
+    command = command.replace("--budget 10m", "--budget 30s --trials 2")
     return shlex.split(command)
 
 
