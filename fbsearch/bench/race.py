@@ -100,6 +100,7 @@ class _Track:
         self.race = self._begin() if before is None else before
         if before is not None:
             self._check_conditions(before, self._begin())
+            self._check_names(before)
             self.race = before.model_copy(update={"command": options.command})
 
     def _begin(self) -> Race:
@@ -132,6 +133,17 @@ class _Track:
         if _hardware(before.machine) != _hardware(now.machine):
             found = f"{describe_machine(before.machine)}; here it is {describe_machine(now.machine)}"
             raise ConfigError(f"{self.path}: was measured on {found}: a second buys other work; {way_out}")
+
+    def _check_names(self, before: Race) -> None:
+        """Raise ConfigError where another network of the file has an entrant's name: they would be one in the table."""
+        models = {run.entrant: run.settings["model"] for run in before.runs}
+        for entrant in self.entrants.values():
+            model = entrant.settings(1.0)["model"]
+            if models.get(entrant.name, model) != model:
+                raise ConfigError(
+                    f"{self.path}: has another network under the name {entrant.name!r}; give that configuration of the "
+                    "export another `rank`, or name another folder with --output"
+                )
 
     def _describe(self, entrant: Entrant) -> Standing:
         """Return the row of an entrant; keep the reason why its network cannot be built."""

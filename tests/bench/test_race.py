@@ -233,6 +233,16 @@ def test_race_numbers_that_are_none_are_wrong_usage(fbsearch: Fbsearch, study: P
     assert code == 2 and "is not numbers above 0 joined by commas" in errors and flag in errors
 
 
+def test_race_with_another_network_of_the_same_rank_is_refused(
+    fbsearch: Fbsearch, race: Callable[..., dict[str, Any]], study: Path, tmp_path: Path
+) -> None:
+    first = ("--networks", "", "--configs", write_export(tmp_path, COMMON))
+    race(*first)
+    write_export(tmp_path, SMALL_FRACTAL, train=TrainConfig(learning_rate=0.002))
+    code, _, errors = fbsearch("bench", "race", study.name, *QUICK, *first)
+    assert code != 0 and "has another network under the name 'rank 1'" in errors and "`rank`" in errors
+
+
 def test_race_of_configurations_for_other_images_is_refused(fbsearch: Fbsearch, study: Path, tmp_path: Path) -> None:
     write_export(tmp_path, SMALL_FRACTAL, num_classes=7)
     code, _, errors = fbsearch("bench", "race", "study.yaml", "--configs", "best.yaml")
