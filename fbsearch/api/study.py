@@ -64,6 +64,7 @@ class Study:
     def __init__(self, study: optuna.Study, *, storage: str) -> None:
         """Wrap a study that `open_study` has opened in the database `storage`."""
         self._study, self._url = study, storage
+        self._model: Model | None = None
 
     @property
     def name(self) -> str:
@@ -74,6 +75,11 @@ class Study:
     def optuna(self) -> optuna.Study:
         """Return the plain Optuna study, for all that Optuna can do with one."""
         return self._study
+
+    @property
+    def model(self) -> "Model | None":
+        """Return the model that `search(budget=...)` or the last `train` of this object made; None without one."""
+        return self._model
 
     @property
     def config(self) -> StudyConfig:
@@ -174,7 +180,7 @@ class Study:
         """
         from fbsearch.api.training import train_winner
 
-        return train_winner(
+        self._model = train_winner(
             self._study,
             num_seeds=seeds,
             epochs=epochs,
@@ -185,6 +191,7 @@ class Study:
             output=Path(output),
             progress=progress,
         )
+        return self._model
 
     def rename(self, name: str) -> None:
         """Give the study another name. Raise StorageError if it is being searched, or the name is taken."""

@@ -1,6 +1,5 @@
 """Options that several commands share, exit codes, and the parts of a search that options choose."""
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fbsearch.config.choices import DEFAULT_TRIALS
+from fbsearch.config.durations import parse_duration
+from fbsearch.errors import ConfigError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -66,20 +67,18 @@ GpusPerWorker = Annotated[
 ]
 
 
-def parse_duration(text: str) -> float:
-    """Return the seconds of `90`, `90s`, `30m`, `2h` or `1h30m`. Raises BadParameter for other text, and for 0."""
-    found = re.fullmatch(r"(?=.)(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?|(\d{1,8})", text.strip(), flags=re.ASCII)
-    hours, minutes, *seconds = (int(part or 0) for part in (found.groups() if found else "000"))
-    total = 3600 * hours + 60 * minutes + sum(seconds)
-    if total == 0:
-        raise typer.BadParameter(f"{text!r} is no time; write 90 or 90s, 30m, 2h, or 1h30m")
-    return float(total)
+def read_duration(text: str) -> float:
+    """Return the seconds of a time such as `1h30m`. Raises BadParameter for other text, and for 0."""
+    try:
+        return parse_duration(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 BudgetSeconds = Annotated[
     float | None,
     typer.Option(
-        parser=parse_duration,
+        parser=read_duration,
         metavar="TIME",
         help="Search, train the best configuration with several seeds and score it, within about this time: 90s, 30m, "
         "1h30m.",
@@ -148,10 +147,11 @@ def choose_executor(
         raise typer.BadParameter(
             "sets the number of workers already; leave --workers at auto", param_hint="--workers-per-gpu"
         )
+    from fbsearch.workers.gpu_sharing import measure_workers_per_gpu
     from fbsearch.workers.local import make_executor
 
     if num_per_gpu is None:
-        num_per_gpu = _measure_workers_per_gpu(config, device)
+        num_per_gpu = measure_workers_per_gpu(config, device, say=lambda line: print(line, file=sys.stderr))
     return make_executor(config.data, device=device, workers=num_workers, workers_per_gpu=num_per_gpu)
 
 
@@ -162,21 +162,3 @@ def parse_count(text: str, *, option: str = "--workers", least: int = 0) -> int 
     if not text.isdecimal() or int(text) < least:
         raise typer.BadParameter(f"{text!r} is neither auto nor a number of {least} or more", param_hint=option)
     return int(text)
-
-
-def _measure_workers_per_gpu(config: "StudyConfig", device: str) -> int:
-    """Return the number for `--workers-per-gpu auto`; 1 if there is no GPU to share."""
-    from fbsearch.workers.executor import devices_for, num_cpus
-    from fbsearch.workers.gpu_sharing import choose_workers_per_gpu, measure_use
-
-    devices = devices_for(device, None)
-    if devices[0] == "cpu":
-        return 1
-    use = measure_use(config, devices[0])
-    number = choose_workers_per_gpu(use, num_cores=num_cpus(), num_gpus=len(devices))
-    print(
-        f"{number} workers on each GPU: the largest trial takes {use.worker_mib:,.0f} of {use.free_mib:,.0f} MiB "
-        f"free, {num_cpus()} CPU cores",
-        file=sys.stderr,
-    )
-    return number

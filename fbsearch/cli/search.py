@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fbsearch.cli.budget import START_UP_WEIGHT, Budget, as_dict, choose_winner, train_winner
+from fbsearch.api.budget import Budget, choose_winner
+from fbsearch.api.search import Limits, claimed_search
+from fbsearch.cli.budget import as_dict, train_winner
 from fbsearch.cli.live import make_view
 from fbsearch.cli.options import EXIT_INTERRUPTED
 from fbsearch.cli.status import print_end, print_next
@@ -17,10 +19,7 @@ from fbsearch.config.choices import DEFAULT_STORAGE, REPORTS
 from fbsearch.config.durations import format_duration
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import FbsearchError
-from fbsearch.search.coordinator import Coordinator
-from fbsearch.study.database import hide_password, open_storage, storage_errors
-from fbsearch.study.locks import claim_study
-from fbsearch.study.study import create_study
+from fbsearch.study.database import hide_password
 from fbsearch.study.study import status as study_status
 from fbsearch.winners.records import Retraining
 from fbsearch.workers.executor import Executor
@@ -31,11 +30,9 @@ if TYPE_CHECKING:  # it loads pandas, which a search can do without
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The flags of `fbsearch run` that a search needs. None is no limit; `timeout` is of no use with a budget."""
+    """The flags of `fbsearch run` that a search needs."""
 
-    num_trials: int | None
-    timeout: float | None
-    trial_timeout: float | None
+    limits: Limits
     storage: str
     as_json: bool
 
@@ -53,33 +50,18 @@ def run_search(config: StudyConfig, executor: Executor, options: Options, *, bud
     console = SafeConsole(stderr=options.as_json)
     if budget is not None:
         console.print(budget.announce(), markup=False, highlight=False, soft_wrap=True)
-    database = open_storage(options.storage, create=True, retries=True)
-    with storage_errors(options.storage), claim_study(database, config.name) as claim:
-        if budget is not None:
-            budget.check_alone(claim)
-        with claim.lock():
-            study = create_study(database, config, is_searched=claim.num_other_claims() > 0)
-        search_started = time.monotonic()
-        with make_view(console, config) as view:
-            state = Coordinator(
-                study,
-                config,
-                executor,
-                num_trials=options.num_trials,
-                timeout=options.timeout if budget is None else budget.search_seconds,
-                start_up_weight=0.0 if budget is None else START_UP_WEIGHT,
-                trial_timeout=options.trial_timeout,
-                show=view,
-                claim=claim,
-            ).run()
-        content = study_status(study, url=options.storage) | {"end": state.end}
+    view = make_view(console, config)
+    with claimed_search(
+        config, executor, url=options.storage, view=view, limits=options.limits, budget=budget
+    ) as found:
+        state = found.state
+        content = study_status(found.study, url=options.storage) | {"end": state.end}
         if not options.as_json:
             print_end(console, state)
         winner = None
         if budget is not None and state.end != "interrupted":
-            start_up = state.started - search_started if state.dataset else None
             try:
-                winner = choose_winner(budget, study, start_up=start_up)
+                winner = choose_winner(budget, found.study, start_up=found.start_up)
             except FbsearchError:
                 if options.as_json:  # the search has ended well
                     print(json.dumps(content))

@@ -78,7 +78,8 @@ def run(
     """
     started = time.monotonic()
     _check_budget_flags(budget, output=output, ray=ray, timeout=timeout)
-    from fbsearch.cli.budget import make_budget
+    from fbsearch.api.budget import make_budget
+    from fbsearch.api.search import Limits
     from fbsearch.cli.search import Options, run_search
     from fbsearch.data.sources import check_source
 
@@ -92,13 +93,9 @@ def run(
     executor = choose_executor(
         config, device=device, workers=workers, per_gpu=workers_per_gpu, ray=ray, gpus_per_worker=gpus_per_worker
     )
-    options = Options(
-        num_trials=DEFAULT_TRIALS if trials is None and budget is None else trials,
-        timeout=timeout,
-        trial_timeout=trial_timeout,
-        storage=storage,
-        as_json=as_json,
-    )
+    num_trials = DEFAULT_TRIALS if trials is None and budget is None else trials
+    limits = Limits(num_trials=num_trials, timeout=timeout, trial_timeout=trial_timeout)
+    options = Options(limits=limits, storage=storage, as_json=as_json)
     raise typer.Exit(run_search(config, executor, options, budget=whole))
 
 

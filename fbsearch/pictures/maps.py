@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from fbsearch.config.models import FractalPatternType
 from fbsearch.files import FileKind, write_output, write_whole
 from fbsearch.network.patterns import generate_pattern
+from fbsearch.pictures.fonts import Font, choose_font
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,8 @@ TILE_PIXELS = 112
 MASK_PIXELS = 256
 FONT_PIXELS = 14
 NAME_CHARACTERS = 24
+# Pages and dashboards can be light or dark: on a clear ground, grey is readable on both.
+CLEAR, GREY = (0, 0, 0, 0), (128, 128, 128, 255)
 PICTURE = FileKind("picture of fbsearch", b"Software\0fbsearch")
 
 
@@ -185,28 +188,55 @@ def _draw_grid(
     tiles: Sequence[Sequence[Image.Image]], *, title: str, columns: Sequence[str], rows: Sequence[str]
 ) -> Image.Image:
     """Arrange tiles under a title, with labels to the left of the rows and above the columns."""
-    font, title_font = ImageFont.load_default(size=FONT_PIXELS), ImageFont.load_default(size=FONT_PIXELS + 2)
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-
-    def extent(text: str, font: Any = font) -> tuple[int, int]:
-        box = pen.multiline_textbbox((0, 0), text, font=font)
-        return math.ceil(box[2]), math.ceil(box[3])
-
-    left = max(extent(row)[0] for row in rows) + 2 * GAP_PIXELS
-    step_x = max(TILE_PIXELS, *(extent(column)[0] for column in columns)) + GAP_PIXELS
-    step_y = max(TILE_PIXELS, *(extent(row)[1] for row in rows)) + GAP_PIXELS
-    title_pixels = extent(title, title_font)[1] + 2 * GAP_PIXELS
-    top = title_pixels + max(extent(column)[1] for column in columns) + GAP_PIXELS
-    width = max(left + step_x * len(columns), extent(title, title_font)[0] + 2 * GAP_PIXELS)
-    picture = Image.new("RGB", (width, top + step_y * len(rows)), "white")
-    pen = ImageDraw.Draw(picture)
-    pen.text((GAP_PIXELS, GAP_PIXELS), title, fill="black", font=title_font)
-    for index, column in enumerate(columns):
-        at = (left + index * step_x + TILE_PIXELS // 2, top - GAP_PIXELS // 2)
-        pen.multiline_text(at, column, fill="black", font=font, anchor="md", align="center")
-    for row, (label, row_tiles) in enumerate(zip(rows, tiles, strict=True)):
+    title_label, column_labels = _Label(title, FONT_PIXELS + 2), [_Label(column) for column in columns]
+    row_labels = [_Label(row) for row in rows]
+    left = max(row.width for row in row_labels) + 2 * GAP_PIXELS
+    step_x = max(TILE_PIXELS, *(column.width for column in column_labels)) + GAP_PIXELS
+    step_y = max(TILE_PIXELS, *(row.height for row in row_labels)) + GAP_PIXELS
+    top = title_label.height + max(column.height for column in column_labels) + 3 * GAP_PIXELS
+    width = max(left + step_x * len(columns), title_label.width + 2 * GAP_PIXELS)
+    picture = Image.new("RGBA", (width, top + step_y * len(rows)), CLEAR)
+    title_label.draw(picture, (GAP_PIXELS, GAP_PIXELS), anchor="la")
+    for index, column in enumerate(column_labels):
+        column.draw(picture, (left + index * step_x + TILE_PIXELS // 2, top - GAP_PIXELS // 2), anchor="md")
+    for row, (label, row_tiles) in enumerate(zip(row_labels, tiles, strict=True)):
         y = top + row * step_y
-        pen.multiline_text((GAP_PIXELS, y + TILE_PIXELS // 2), label, fill="black", font=font, anchor="lm")
+        label.draw(picture, (GAP_PIXELS, y + TILE_PIXELS // 2), anchor="lm")
         for index, tile in enumerate(row_tiles):
             picture.paste(tile, (left + index * step_x, y))
     return picture
+
+
+def draw_photos(images: Sequence[NDArray[np.uint8]], *, labels: Sequence[str], a_row: int) -> bytes:
+    """Return a PNG of photos [H, W, C], uint8, in rows of `a_row`, each with its label of some lines below."""
+    written = [_Label(label) for label in labels]
+    photos = [_photo(image_HWC) for image_HWC in images]
+    step_x = max(TILE_PIXELS, *(one.width for one in written)) + GAP_PIXELS
+    photo_pixels = max(photo.height for photo in photos)
+    step_y = photo_pixels + max(one.height for one in written) + 2 * GAP_PIXELS
+    size = (min(a_row, len(photos)) * step_x + GAP_PIXELS, -(-len(photos) // a_row) * step_y + GAP_PIXELS)
+    picture = Image.new("RGBA", size, CLEAR)
+    for place, (photo, label) in enumerate(zip(photos, written, strict=True)):
+        row, column = divmod(place, a_row)
+        at = (GAP_PIXELS + column * step_x, GAP_PIXELS + row * step_y)
+        picture.paste(photo, at)
+        label.draw(picture, (at[0], at[1] + photo_pixels + GAP_PIXELS // 2), anchor="la")
+    return _png(picture)
+
+
+class _Label:
+    """Some lines of text, each in a font that has its characters. `width` and `height` are pixels."""
+
+    def __init__(self, text: str, pixels: int = FONT_PIXELS) -> None:
+        self._lines: list[tuple[Font, str]] = [choose_font(line, pixels) for line in text.split("\n")]
+        self._step = round(1.35 * pixels)
+        self.width = math.ceil(max(font.getlength(line) for font, line in self._lines))
+        self.height = self._step * len(self._lines)
+
+    def draw(self, picture: Image.Image, at: tuple[int, int], *, anchor: str) -> None:
+        """Draw the lines at a place, which is at their left or middle, and at their top (a), middle (m) or end (d)."""
+        pen = ImageDraw.Draw(picture)
+        y = at[1] - {"a": 0, "m": self.height // 2, "d": self.height}[anchor[1]]
+        for font, line in self._lines:
+            pen.text((at[0], y), line, fill=GREY, font=font, anchor=f"{anchor[0]}a")
+            y += self._step

@@ -11,7 +11,6 @@ import io
 import json
 import mimetypes
 import re
-import shlex
 import uuid
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -21,17 +20,20 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import optuna_dashboard
 import sqlalchemy
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from fbsearch.config.export_file import Export, dump_export
-from fbsearch.config.space import format_value
+from fbsearch.config.choices import REPORTS
 from fbsearch.errors import ConfigError
+from fbsearch.files import file_name
 from fbsearch.network.patterns import generate_pattern
 from fbsearch.pictures.maps import mask_png
 from fbsearch.report import figures, parameter_figures
+from fbsearch.report.final_results import read_retrained
 from fbsearch.report.http_guard import Guard, add_style
+from fbsearch.report.mistakes import Errors, error_files, plot_confusion, plot_reliability
+from fbsearch.report.notes import study_note, trial_note
 from fbsearch.report.page import draw_stored_attention
-from fbsearch.report.statistics import parameters, pareto_front, short
+from fbsearch.report.statistics import parameters, pareto_front
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.dashboard_storage import (
     ArtifactFolder,
@@ -44,17 +46,8 @@ from fbsearch.study.dashboard_storage import (
 from fbsearch.study.database import storage_errors
 from fbsearch.study.export import export_best
 from fbsearch.study.locks import is_claimed
-from fbsearch.study.race_result import read_race
 from fbsearch.study.study import NUM_SHOWN, best_trials, is_ours, stored_dataset
-from fbsearch.study.trial_record import (
-    TrialRecord,
-    describe_untrained_of,
-    is_failure,
-    is_finished,
-    sampled_names,
-    trial_config,
-)
-from fbsearch.winners.intervals import wilson_interval
+from fbsearch.study.trial_record import TrialRecord, trial_config
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -102,8 +95,17 @@ def open_dashboard(
     return Guard(app, host=host, token=token, read_only=read_only)
 
 
-def annotate_all(storage: optuna.storages.BaseStorage, store: ArtifactFolder, *, say: Callable[[str], None]) -> None:
-    """Annotate every study that fbsearch made, except those that are being searched."""
+def annotate_all(
+    storage: optuna.storages.BaseStorage,
+    store: ArtifactFolder,
+    *,
+    say: Callable[[str], None],
+    results: Path = REPORTS,
+) -> None:
+    """Annotate every study that fbsearch made, except those that are being searched.
+
+    `results` is the folder in which `fbsearch train` has left the trained winners.
+    """
     # optuna.get_all_study_summaries reads every trial of every study.
     for summary in storage.get_all_studies():
         if not is_ours(summary.user_attrs) or len(summary.directions) != 1:
@@ -113,7 +115,7 @@ def annotate_all(storage: optuna.storages.BaseStorage, store: ArtifactFolder, *,
             if is_claimed(study):
                 say(f"study {study.study_name!r} is being searched: its notes and figures are left as they are")
             else:
-                annotate(study, store)
+                annotate(study, store, results=results)
         except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError):
             raise
         except Exception as error:  # another version, or another person, may have stored anything
@@ -123,10 +125,15 @@ def annotate_all(storage: optuna.storages.BaseStorage, store: ArtifactFolder, *,
             )
 
 
-def annotate(study: optuna.Study, store: ArtifactFolder) -> None:
-    """Write a note and figures on a study, and notes with the configuration and files on its best trials."""
-    _save_note(study, study_note(study))
-    for name, figure in draw(study).items():
+def annotate(study: optuna.Study, store: ArtifactFolder, *, results: Path = REPORTS) -> None:
+    """Write a note and figures on a study, and notes with the configuration and files on its best trials.
+
+    The trial whose training is in `results` gets the files of its errors too.
+    """
+    frame = trials_frame(study)
+    errors = read_retrained(results / file_name(study.study_name), frame).errors
+    _save_note(study, study_note(study, frame, errors))
+    for name, figure in draw(frame, errors).items():
         optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
     best = best_trials(study, NUM_SHOWN)
     if not best:
@@ -140,60 +147,10 @@ def annotate(study: optuna.Study, store: ArtifactFolder) -> None:
         _save_note(editable_trial(study, trial), trial_note(one, num_complete=num_complete))
         for filename, content in _files(trial, stored_dataset(study).get("class_names", ())).items():
             _save_file(study, trial, store, attributes, filename=filename, content=content)
-
-
-def study_note(study: optuna.Study) -> str:
-    """Return the note on a study, in Markdown: the best trial, the number of trials, the next commands."""
-    trials = study.get_trials(deepcopy=False)
-    states = [trial.state for trial in trials if is_finished(trial)]
-    seconds = sum(TrialRecord.of(trial).seconds or 0 for trial in trials)
-    counts = (
-        f"{states.count(TrialState.COMPLETE)} trials are complete, {states.count(TrialState.PRUNED)} pruned, "
-        f"{sum(map(is_failure, trials))} failed{describe_untrained_of(trials)}; "
-        f"{seconds / 60:.1f} minutes of training in all."
-    )
-    best = best_trials(study, 1)
-    commands = [f"fbsearch run STUDY.yaml --trials {len(trials) + 100}"]
-    if not best:
-        return "\n\n".join(["## No trial is complete yet", counts, _commands(commands)])
-    name = shlex.quote(study.study_name) if study.study_name.isprintable() else "NAME"
-    commands += [f"fbsearch export {name} --top 5 --output best.yaml", f"fbsearch report {name}"]
-    return "\n\n".join([_headline(study, best[0]), counts, _commands(commands)])
-
-
-def _headline(study: optuna.Study, best: FrozenTrial) -> str:
-    assert best.value is not None
-    config, images = trial_config(best), stored_dataset(study)["num_val"]
-    low, high = wilson_interval(best.value, images)
-    race = read_race(study)
-    chosen = "" if race is None else f", {race.describe(best.number)}"
-    fields = ((name, *name.split(".")) for name in sampled_names(best))
-    rows = [(short(name), format_value(getattr(getattr(config, section), field))) for name, section, field in fields]
-    rows += [(figures.COSTS[cost], f"{getattr(TrialRecord.of(best), cost):,}") for cost in ("num_parameters", "flops")]
-    table = "\n".join(f"| {escape(key)} | {escape(value)} |" for key, value in rows)
-    return (
-        f"## Best: {best.value:.2%} validation accuracy, trial {best.number}{chosen}\n\n"
-        f"On {images:,} validation images; the 95% interval is {low:.1%} to {high:.1%}, and trials inside it cannot be "
-        "told apart. Of equal trials the one with fewer parameters is named here.\n\n"
-        f"| | |\n|---|---|\n{table}"
-    )
-
-
-def _commands(commands: list[str]) -> str:
-    return "### Next\n\n```sh\n" + "\n".join(commands) + "\n```"
-
-
-def trial_note(export: Export, *, num_complete: int) -> str:
-    """Return the note on one of the best trials: its rank, and an export file of this trial to copy."""
-    return (
-        f"**Rank {export.configs[0].rank} of {num_complete} complete trials.** To use it, save this as `best.yaml`:\n\n"
-        f"```yaml\n{dump_export(export)}```"
-    )
-
-
-def escape(text: str) -> str:
-    """Escape a text for Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", " ".join(text.split()))
+    if errors is not None:
+        trained = study.trials[errors.training.trial]
+        for filename, content in error_files(errors).items():
+            _save_file(study, trained, store, attributes, filename=filename, content=content)
 
 
 def _save_note(study_or_trial: optuna.Study | optuna.Trial, text: str) -> None:
@@ -213,9 +170,9 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def draw(study: optuna.Study) -> "dict[str, go.Figure]":
+def draw(frame: "pd.DataFrame", errors: Errors | None) -> "dict[str, go.Figure]":
     """Return the figures of the report that the dashboard shows, by id; a figure without data is left out."""
-    frame = _thin(trials_frame(study))
+    frame = _thin(frame)
     drawn = {}
     if (frame["state"] == "complete").any():
         drawn["accuracy-and-parameters"] = figures.plot_cost(frame, "num_parameters")
@@ -224,10 +181,19 @@ def draw(study: optuna.Study) -> "dict[str, go.Figure]":
             drawn["accuracy-by-pattern"] = by_pattern.update_layout(title_text="Accuracy by pattern")
     if frame["history"].map(bool).any():
         drawn["learning-curves"] = figures.plot_learning_curves(frame)
-    for figure in drawn.values():
+    heights = dict.fromkeys(drawn, 450)
+    if errors is not None:
+        whose = f"trial {errors.training.trial}, {errors.analysis.scored_on} images"
+        for name, plot in (("confusion-matrix", plot_confusion), ("reliability", plot_reliability)):
+            drawn[name] = plot(errors)
+            drawn[name].update_layout(title_text=f"{drawn[name].layout.title.text}, {whose}")
+            heights[name] = max(450, drawn[name].layout.height)
+    for name, figure in drawn.items():
         # The page can be light or dark, the stored figure cannot: grey is readable on both.
         # Below the figure, the legend has room to grow on a phone.
-        figure.update_layout(font_color="#808080", height=450, margin_t=48, legend={"y": -0.2, "yanchor": "top"})
+        figure.update_layout(
+            font_color="#808080", height=heights[name], margin_t=48, legend={"y": -0.2, "yanchor": "top"}
+        )
         figure.update_layout({f"{axis}_gridcolor": "rgba(128, 128, 128, 0.25)" for axis in ("xaxis", "yaxis")})
     return drawn
 

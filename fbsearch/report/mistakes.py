@@ -15,6 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
+from fbsearch.pictures.maps import draw_photos
 from fbsearch.report import style
 from fbsearch.winners.error_analysis import ErrorAnalysis, Mistake
 from fbsearch.winners.records import ColumnScore, Retraining
@@ -26,6 +27,7 @@ MAX_ROWS, MAX_CONFUSIONS = 20, 10
 # Pictures of fewer pixels a side are enlarged in squares.
 COARSE_PIXELS = 64
 LONGEST_LABEL = 18
+PHOTOS_A_ROW = 6
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,20 @@ def describe_calibration(errors: Errors) -> str:
     )
 
 
+def error_files(errors: Errors) -> dict[str, bytes]:
+    """Return the files that the dashboard shows with the trained trial: the classes as CSV, the mistakes as PNG."""
+    analysis = errors.analysis
+    files = {"classes.csv": analysis.hardest(len(analysis.class_names)).round(4).to_csv(index=False).encode()}
+    if analysis.mistakes:
+        labels = [
+            f"is {_clip(one.truth)}\nsaid {_clip(one.said)}\n{one.confidence:.1%}, {one.share_of_truth:.1%}"
+            for one in analysis.mistakes
+        ]
+        photos = [one.image_HWC for one in analysis.mistakes]
+        files["most-confident-mistakes.png"] = draw_photos(photos, labels=labels, a_row=PHOTOS_A_ROW)
+    return files
+
+
 def _mean_columns(training: Retraining) -> list[ColumnScore]:
     """Return the mean scores of the columns over the seeds, the shallowest first, the whole network last."""
     found: dict[int, list[ColumnScore]] = {}
@@ -169,8 +185,11 @@ def _picture(mistake: Mistake) -> str:
 
 
 def _label(name: str) -> str:
-    clipped = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return html.escape(clipped)
+    return html.escape(_clip(name))
+
+
+def _clip(name: str) -> str:
+    return name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _format_count(number: float) -> str:

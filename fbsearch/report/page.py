@@ -111,6 +111,7 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
         worths=worths,
         worth=list(map(sections.describe_part, worths.parts)),
         comparison=sections.describe_comparison(worths),
+        importance=sections.describe_importance(),
         best=sections.top_rows(study, best, dataset),
         sampled={name: short(name) for name in parameters(frame, varied=False)},
         retrained=retrained,
@@ -146,8 +147,10 @@ def draw_figures(
         for name in names:
             yield f"slice {name}", parameter_figures.plot_slice(frame, name)
         if "complete" in states:
-            for x, y in itertools.combinations(names[:MAX_PAIRED], 2):
-                yield f"pair {x} {y}", parameter_figures.plot_pair(frame, x, y)
+            pairs = list(itertools.combinations(names[:MAX_PAIRED], 2))
+            shared = parameter_figures.find_pair_range(frame, pairs) if pairs else (0.0, 1.0)
+            for x, y in pairs:
+                yield f"pair {x} {y}", parameter_figures.plot_pair(frame, x, y, shared=shared)
         if names:
             yield "parallel", parameter_figures.plot_parallel(frame)
         for cost in figures.COSTS:

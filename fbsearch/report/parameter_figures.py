@@ -5,6 +5,7 @@ trials, shows `model.fractal_levels` as three parameters, and needs WebGL for pa
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,19 @@ def plot_slice(frame: pd.DataFrame, name: str) -> go.Figure:
     return figure.update_layout(xaxis=axis, yaxis=style.accuracy_axis(shown["score"].astype(float)))
 
 
-def plot_pair(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
-    """Draw the median score of the complete trials over two parameters: contours for two numbers, otherwise cells."""
+def find_pair_range(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
+    """Return the lowest and the highest score that `plot_pair` draws for any of the pairs: one scale for all."""
+    finished = finished_trials(frame)
+    grids = [_median_grid(finished, x, y)[0].to_numpy(dtype=float) for x, y in pairs]
+    known = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
+    return float(known.min()), float(known.max())
+
+
+def plot_pair(frame: pd.DataFrame, x: str, y: str, *, shared: tuple[float, float]) -> go.Figure:
+    """Draw the median score of the complete trials over two parameters: contours for two numbers, otherwise cells.
+
+    `shared` are the scores at the ends of the colour scale, which all pairs share.
+    """
     finished = finished_trials(frame)
     complete = finished[finished["state"] == "complete"]
     figure = style.figure_of(f"{short(x)} and {short(y)}", height=330, x=short(x), y=short(y))
@@ -44,7 +56,8 @@ def plot_pair(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
     percent = 100 * grid.to_numpy(dtype=float)
     shown: dict[str, Any] = {
         "x": grid.columns.to_numpy(), "y": grid.index.to_numpy(), "z": style.stretch(grid), "customdata": percent,
-        "colorscale": "Viridis", "showscale": False, "hoverongaps": False,
+        "colorscale": "Viridis", "showscale": False,
+        "zmin": float(style.stretch(shared[0])), "zmax": float(style.stretch(shared[1])), "hoverongaps": False,
         "hovertemplate": "%{customdata:.2f}%<extra></extra>",
     }  # fmt: skip
     if all(scale(finished, name) != "choices" for name in (x, y)):

@@ -118,6 +118,17 @@ def describe_comparison(worths: Worths) -> str:
     ) + ("." if worths.share == 1 else f", the last point that all of them reached.{pruned}")
 
 
+def describe_importance() -> str:
+    """Say which estimate ours is, and why the importance in optuna-dashboard differs."""
+    return (
+        "One estimate is the same wherever fbsearch names it: a regression over complete and pruned trials, at the "
+        "same point of their training and at equal compute, with intervals. optuna-dashboard's hyperparameter "
+        "importance is another one (PED-ANOVA): for each parameter alone, how the best tenth of the complete trials "
+        "differs from all complete ones, as shares of 1. It leaves out pruned trials, allows for no compute, has no "
+        "intervals, and so ranks something first even where nothing is known to matter."
+    )
+
+
 def describe_part(part: PartWorth) -> tuple[str, str]:
     """Return a part's name and one line on its worth, with 95% intervals in points."""
     if not part.is_sure:

@@ -6,10 +6,12 @@ The measurement (`probe.py`) runs in a process of its own, so that the coordinat
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import DeviceError
+from fbsearch.workers.executor import devices_for, num_cpus
 
 # The share of the free memory that workers get: allocators leave holes, and only one trial is measured.
 USED_SHARE = 0.8
@@ -32,6 +34,23 @@ def choose_workers_per_gpu(use: Use, *, num_cores: int, num_gpus: int) -> int:
     """
     fitting = int(USED_SHARE * use.free_mib / use.worker_mib)
     return max(1, min(fitting, num_cores // num_gpus, MAX_WORKERS_PER_GPU))
+
+
+def measure_workers_per_gpu(config: StudyConfig, device: str, *, say: Callable[[str], None]) -> int:
+    """Return the number of workers on each GPU that `--device` names; 1 if there is no GPU to share.
+
+    `say` gets a line with what was measured. DeviceError if there is no such device or the measurement fails.
+    """
+    devices = devices_for(device, None)
+    if devices[0] == "cpu":
+        return 1
+    use = measure_use(config, devices[0])
+    number = choose_workers_per_gpu(use, num_cores=num_cpus(), num_gpus=len(devices))
+    say(
+        f"{number} workers on each GPU: the largest trial takes {use.worker_mib:,.0f} of {use.free_mib:,.0f} MiB "
+        f"free, {num_cpus()} CPU cores"
+    )
+    return number
 
 
 def measure_use(config: StudyConfig, device: str) -> Use:

@@ -138,6 +138,27 @@ def test_trained_model_says_where_it_errs(model: fbsearch.Model, study: fbsearch
     assert fbsearch.load_model(model.save(folder / "copy")).errors is None
 
 
+def test_budget_trains_the_winner_of_a_search(
+    study: fbsearch.Study, digits: tuple[Arrays, Arrays], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The search has ended before: the whole budget is for the training, on however slow a machine."""
+    assert fbsearch.open_study(study.name, storage=folder / "study.db").model is None
+    train, test = digits
+    options = {"test": test, "trials": 2, "study": SMALL, "workers": 0, "storage": folder / "study.db"}
+    output = folder / "budget"
+    found = fbsearch.search(train, budget="14s", output=output, **options)  # type: ignore[arg-type]
+    assert found.model is not None and found.model.training is not None
+    training = found.model.training
+    assert (training.num_seeds, training.scored_on) == (3, "test") and training.trial == study.best.number
+    assert all(path.is_dir() for path in training.folders(output / study.name))
+    seconds = training.results[0].settings["train"]["budget"]["seconds"]
+    assert 0.1 <= seconds < 14 / 3
+    errors = capsys.readouterr().err
+    assert errors.index("about 10 s of search, 3.5 s of training") < errors.index(f"3 networks for {seconds:g} s each")
+    with pytest.raises(ConfigError, match="holds an earlier training of this study"):
+        fbsearch.search(train, budget=14, output=output, progress=False, **options)  # type: ignore[arg-type]
+
+
 def test_interrupted_search_goes_on(digits: tuple[Arrays, Arrays], tmp_path: Path) -> None:
     def interrupt(_state: SearchState, event: Event) -> None:
         if isinstance(event, Finished):
@@ -202,6 +223,13 @@ def test_search_of_a_folder_trains_without_a_test_split(
         ({"data": (np.zeros((3, 8)), [1, 2, 3])}, DataError, "images: has the shape"),
         ({"data": (np.zeros((3, 8, 8)), [1, 2, 3])}, DataError, "class '1' has 1 training image"),
         ({"device": "tpu"}, FbsearchError, "--device tpu"),
+        ({"budget": "soon"}, ConfigError, "'soon' is no time; write 90 or 90s"),
+        ({"budget": 0}, ConfigError, "budget: 0 is no time"),
+        ({"budget": 9, "timeout": 5}, ConfigError, "budget: cannot be combined with timeout"),
+        ({"budget": 9, "ray": "auto"}, ConfigError, "budget: cannot be combined with ray"),
+        ({"workers_per_gpu": 0}, ConfigError, "workers_per_gpu: 0 is neither auto nor"),
+        ({"workers_per_gpu": "auto", "workers": 2}, ConfigError, "cannot be combined with workers"),
+        ({"gpus_per_worker": 1.0}, ConfigError, "gpus_per_worker: only with ray"),
         ({"storage": "mysql://host/name"}, StorageError, "mysql"),
     ],
 )

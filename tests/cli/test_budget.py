@@ -19,9 +19,9 @@ import typer
 from made_studies import make_study
 from optuna.storages import RDBStorage
 
-from fbsearch.cli.budget import Budget, choose_winner, make_budget
+from fbsearch.api.budget import Budget, choose_winner, make_budget
 from fbsearch.cli.live import describe_time_left, make_view
-from fbsearch.cli.options import parse_duration
+from fbsearch.cli.options import read_duration
 from fbsearch.cli.terminal import SafeConsole
 from fbsearch.config.export_file import dump_export, load_export
 from fbsearch.config.models import DataConfig
@@ -63,7 +63,7 @@ def budget_of(config: StudyConfig, **values: Any) -> Budget:
     [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1h1m1s", 3661), ("90m", 5400)],
 )
 def test_duration_in_each_form(text: str, seconds: int) -> None:
-    assert parse_duration(text) == seconds
+    assert read_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_duration_in_each_form(text: str, seconds: int) -> None:
 )
 def test_duration_in_no_form_shows_the_forms(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="write 90 or 90s, 30m, 2h, or 1h30m"):
-        parse_duration(text)
+        read_duration(text)
 
 
 # What is refused before the search.

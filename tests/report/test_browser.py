@@ -1,13 +1,16 @@
 """The report in a real browser: Debian's Chromium, opened from the file, without a network."""
 
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_studies import make_study
 from optuna.storages import RDBStorage
+from PIL import Image
 
 from fbsearch.report.page import write_report
 from fbsearch.study.database import open_storage
@@ -169,19 +172,44 @@ def test_report_of_a_hostile_name_runs_nothing(storage: RDBStorage, tmp_path: Pa
     assert seen.ask("() => document.scrollingElement.scrollWidth") <= 390
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-def test_report_of_what_was_trained_after_the_search_fits(
-    storage: RDBStorage, tmp_path: Path, visit: Any, width: int, monkeypatch: pytest.MonkeyPatch
+WIDTHS = (390, 768, 1440)
+# A cell of the picture of a page in which no area of a dark page is white: text and lines are thinner.
+CELL_PIXELS = 16
+
+
+def has_white(picture: bytes) -> bool:
+    """Whether a picture has a cell that is white, on the average of its pixels."""
+    with Image.open(io.BytesIO(picture)) as image:
+        cells_HWC = np.asarray(image.convert("RGB").reduce(CELL_PIXELS))
+    return bool((cells_HWC.min(axis=2) > 225).any())
+
+
+def test_report_of_what_was_trained_after_the_search_can_be_read_at_every_width_in_both_themes(
+    storage: RDBStorage, tmp_path: Path, visit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    study = make_study(storage, 9)
+    study = make_study(storage, 30)
     (tmp_path / "reports" / "digits").mkdir(parents=True)
     write_summary(training(study))
     write_comparison(competitor(kind="winner"), competitor(name=SCRIPT), competitor(name="x", failure=SCRIPT))
-    write_predictions(class_names=(SCRIPT, "Übergrößenträger", "日本"))
-    seen = visit(write_report(study).absolute(), width=width)
+    write_predictions(class_names=(SCRIPT, "\u00dcbergr\u00f6\u00dfentr\u00e4ger", "\u65e5\u672c"))
+    seen = visit(write_report(study).absolute())
+    for width in WIDTHS:
+        seen.page.set_viewport_size({"width": width, "height": 900})
+        seen.page.wait_for_function(
+            "() => [...document.querySelectorAll('[data-figure]')].every(n => n.querySelector('svg').clientWidth <= "
+            f"n.clientWidth) && document.scrollingElement.scrollWidth <= {width}",
+            timeout=60_000,
+        )
+        for scheme in ("light", "dark"):
+            seen.page.emulate_media(color_scheme=scheme)
+            assert (brightness(seen.ask(GROUND)) > 230) == (scheme == "light")
+            seen.page.wait_for_function(f"() => ({INK})().length > 0")
+            assert has_white(seen.page.screenshot(full_page=True)) == (scheme == "light"), width
+        # What does not fit into its box says so by a shadow, and by nothing where all of it fits.
+        cut = "n => n.scrollWidth > n.clientWidth && getComputedStyle(n).backgroundImage == 'none'"
+        assert seen.ask(f"() => [...document.querySelectorAll('.box, pre, nav')].filter({cut}).length") == 0
     assert seen.console == []
-    assert seen.ask("() => document.scrollingElement.scrollWidth") <= width
     for name, marks in (("trainings", 5), ("comparison", 2)):
         points = f"() => document.querySelectorAll('[data-figure={name}] path.point').length"
         assert seen.ask(points) == marks, name

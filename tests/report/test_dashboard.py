@@ -26,14 +26,18 @@ from optuna.trial import TrialState
 from fbsearch.cli.app import main
 from fbsearch.config.export_file import load_export
 from fbsearch.config.study_file import StudyConfig
-from fbsearch.report.dashboard import annotate, annotate_all, escape, study_note
+from fbsearch.report.dashboard import annotate, annotate_all
 from fbsearch.report.http_guard import Guard, is_loopback
+from fbsearch.report.notes import escape, study_note
+from fbsearch.report.text import describe_importance
+from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.dashboard_storage import ArtifactFolder, FeasibleBest
 from fbsearch.study.database import open_storage
 from fbsearch.study.locks import claim_study
 from fbsearch.study.sampling import sample
 from fbsearch.study.study import best_trials, create_study
 from fbsearch.study.trial_record import fail
+from tests.report.test_final_results import FOLDER, training, write_predictions, write_summary
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -585,6 +589,34 @@ def test_annotate_hangs_attention_maps_on_a_trial_that_has_them(storage: Any, tm
     assert names.count("attention-maps.png") == 1, "what another version has stored is left out"
 
 
+def test_annotate_shows_where_the_trained_winner_errs(
+    storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    FOLDER.mkdir(parents=True)
+    store_folder = tmp_path / "files"
+    store_folder.mkdir()
+    study, store = make_study(storage), ArtifactFolder(store_folder)
+    write_summary(training(study))
+    analysis = write_predictions(class_names=("cat", "dög|", "fox"))
+    annotate(study, store)
+    note, trial = optuna_dashboard.get_note(study), study.best_trial.number
+    hardest = analysis.hardest(1).iloc[0]
+    assert f"### Where trial {trial} errs" in note and f"Macro-F1 {analysis.macro_f1:.2%}" in note
+    assert f"| {escape(hardest['class'])} | **{hardest['f1']:.1%}** ({100 * hardest['f1_low']:.1f} to " in note
+    assert "Expected calibration error" in note and "fbsearch train" not in note.partition("### Next")[2]
+    assert escape(describe_importance()) in note
+    files = {json.loads(value)["filename"]: key for key, value in attributes(study).items() if "artifacts:" in key}
+    assert f":{study.trials[trial]._trial_id}:" in files["most-confident-mistakes.png"]
+    table = (store_folder / files["classes.csv"].rpartition(":")[2]).read_text().splitlines()
+    assert table[0].startswith("class,precision,") and len(table) == 4
+    first = attributes(study)
+    for name in ("confusion-matrix", "reliability"):
+        assert any(f"plot_data:{name}:" in key for key in first), name
+    annotate(study, store)
+    assert attributes(study) == first
+
+
 def best_shown(storage: Any, study: optuna.Study) -> list[int]:
     """The numbers of the trials that optuna-dashboard's page calls the best."""
     app = optuna_dashboard.wsgi(FeasibleBest(storage))
@@ -650,5 +682,5 @@ def test_annotate_studies_that_have_nothing_to_show(storage: Any, url: str, tmp_
 
 def test_study_note_shows_names_as_they_are(storage: Any) -> None:
     study = make_study(storage, name=NASTY, num_trials=1)
-    assert "fbsearch export '<script>" in study_note(study)
+    assert "fbsearch export '<script>" in study_note(study, trials_frame(study), None)
     assert escape("a|b`c`<i>\n# x") == r"a\|b\`c\`\<i\> \# x"

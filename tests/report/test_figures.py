@@ -107,9 +107,13 @@ def test_slice_of_choices_has_their_names(frame: pd.DataFrame) -> None:
 
 def test_pair_is_a_contour_of_numbers_and_cells_of_choices(frame: pd.DataFrame) -> None:
     frame["train.dropout"] = np.linspace(0, 0.5, len(frame))
-    assert parameter_figures.plot_pair(frame, "train.dropout", "train.learning_rate").data[0].type == "contour"
-    cells = parameter_figures.plot_pair(frame, "model.pattern", "model.base_channels").data[0]
-    assert (cells.type, np.shape(cells.z)) == ("heatmap", (3, 5))
+    pairs = [("train.dropout", "train.learning_rate"), ("model.pattern", "model.base_channels")]
+    shared = parameter_figures.find_pair_range(frame, pairs)
+    contour, cells = (parameter_figures.plot_pair(frame, *pair, shared=shared).data[0] for pair in pairs)
+    assert (contour.type, cells.type, np.shape(cells.z)) == ("contour", "heatmap", (3, 5))
+    assert (contour.zmin, contour.zmax) == (cells.zmin, cells.zmax), "one colour scale for all"
+    drawn = np.concatenate([np.ravel(contour.z), np.ravel(cells.z)])
+    assert np.nanmin(drawn) == pytest.approx(cells.zmin) and np.nanmax(drawn) == pytest.approx(cells.zmax)
 
 
 def test_timeline_has_a_bar_for_each_trial(frame: pd.DataFrame) -> None:
