@@ -6,9 +6,11 @@ begins with Ready; if none becomes ready, the executor sends WorkerLost. Times a
 is MiB.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 
 class FailureKind(StrEnum):
@@ -75,11 +77,22 @@ class EpochStats:
     val_seconds: float
     images_per_second: float
     memory_mib: float
+    macro_f1: float | None = None  # these two where a goal of the search needs them, in [0, 1]
+    balanced_accuracy: float | None = None
 
     @property
     def num_images(self) -> int:
         """Return how many images were trained on, each as often as it was drawn."""
         return round(self.images_per_second * self.step_seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures that were measured, by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def kept_epoch(history: Sequence[EpochStats], *, keep_best: bool) -> EpochStats:
+    """Return the epoch whose weights a run with these epochs has kept: the last, or that of the best accuracy."""
+    return max(history, key=lambda stats: stats.val_accuracy) if keep_best else history[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +177,8 @@ class Notice(Event):
 class Started(Event):
     """The trial's cost is known, its network not yet built; Failed (OVER_LIMITS) follows where it is too much.
 
-    `flops` are of one image's forward pass, two for each multiply-add; memory is estimated only where it has a limit.
+    `flops` are of one image's forward pass, two for each multiply-add; memory is estimated only where it has a limit,
+    or is a goal.
     """
 
     trial: int
@@ -189,7 +203,7 @@ class Epoch(Event):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
-    """The trial ran to its end; `value` is the validation accuracy of the weights that were kept."""
+    """The trial ran to its end; `value` is that of its first goal, with the weights that were kept."""
 
     trial: int
     value: float

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fbsearch.errors import printable
 from fbsearch.report import text as sections
-from fbsearch.report.statistics import best_so_far, labels, parameters, ranked, short
+from fbsearch.report.statistics import best_so_far, labels, metric_label, metric_of, parameters, ranked, short
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.report.worth import estimate_worth
 from fbsearch.study.study import stored_dataset
@@ -29,7 +29,8 @@ def study_html(study: optuna.Study) -> str:
     best = ranked(frame).head(1)
     if best.empty:
         return f"<div>{head}</div>"
-    return f"<div>{head}{_best(best, dataset.get('num_val'))}{_curve(frame)}{_worth(frame)}</div>"
+    num_val = dataset.get("num_val") if metric_of(frame) == "val_accuracy" else None
+    return f"<div>{head}{_best(best, num_val)}{_curve(frame)}{_worth(frame)}</div>"
 
 
 def _text(value: object) -> str:
@@ -46,7 +47,8 @@ def _best(best: pd.DataFrame, num_val: int | None) -> str:
     values = ", ".join(
         f"{_text(short(name))} {_text(labels(best[name]).iloc[0])}" for name in parameters(best, varied=False)
     )
-    return f"<p>Best: <b>{row['value']:.2%}</b> validation accuracy{interval}, trial {row['trial']}<br>{values}</p>"
+    name = metric_label(best)
+    return f"<p>Best: <b>{row['value']:.2%}</b> {name}{interval}, trial {row['trial']}<br>{values}</p>"
 
 
 def _curve(frame: pd.DataFrame) -> str:
@@ -63,7 +65,7 @@ def _curve(frame: pd.DataFrame) -> str:
 
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{TRIAL_COLOR}"/>' for x, y in points(scores))
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points(best) if not math.isnan(y))
-    title = f"validation accuracy of {len(scores)} finished trials, from {low:.2%} to {high:.2%}, and the best so far"
+    title = f"{metric_label(frame)} of {len(scores)} finished trials, from {low:.2%} to {high:.2%}, and the best so far"
     return (
         f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{title}">{dots}'
         f'<polyline points="{line}" fill="none" stroke="{BEST_COLOR}" stroke-width="1.5"/></svg>'

@@ -11,6 +11,7 @@ import optuna
 
 from fbsearch.config.choices import DEFAULT_STORAGE, REPORTS
 from fbsearch.config.export_file import EXPORT, dump_export
+from fbsearch.config.goals import GOALS
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, FbsearchError, StorageError
@@ -18,9 +19,9 @@ from fbsearch.files import write_output
 from fbsearch.study import catalogue
 from fbsearch.study.catalogue import delete_study, rename_study
 from fbsearch.study.database import open_storage, storage_errors
-from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, export_trial, trial_table
+from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, export_front, export_trial, trial_table
 from fbsearch.study.queries import best_trial
-from fbsearch.study.study import load_study, status, stored_config, stored_dataset
+from fbsearch.study.study import goals_of, load_study, status, stored_config, stored_dataset
 from fbsearch.study.trial_record import TrialRecord, trial_config
 from fbsearch.winners.intervals import wilson_interval
 
@@ -45,12 +46,16 @@ def python_words() -> Iterator[None]:
 class BestTrial:
     """The best complete trial. `value` is its validation accuracy, the highest of many: on new images expect less.
 
-    `interval` is the 95% interval of an accuracy that was counted on so many images (Wilson), None where their number
-    is not stored. It does not correct for the choice among trials. `params` are the sampled values as Optuna has them.
+    Where the search has another `metric`, `value` is of that; with several objectives `values` has all by name, and the
+    first of them has named the best. `interval` is the 95% interval of an accuracy that was counted on so many images
+    (Wilson), None where their number is not stored, and of another metric. It does not correct for the
+    choice among trials. `params` are the sampled values as Optuna has them.
     """
 
     number: int
     value: float
+    metric: str
+    values: dict[str, float]
     interval: tuple[float, float] | None
     params: dict[str, Any]
     num_parameters: int | None
@@ -103,14 +108,16 @@ class Study:
         """Return the best complete trial. Raise StorageError if no trial is complete yet."""
         with storage_errors(self._url):
             trial = best_trial(self._study)
-            num_val = stored_dataset(self._study).get("num_val")
-        if trial is None or trial.value is None:
+            num_val, goals = stored_dataset(self._study).get("num_val"), goals_of(self._study)
+        if trial is None:
             raise StorageError(f"the study {self.name!r} has no complete trial yet; the same search goes on with it")
         record = TrialRecord.of(trial)
         return BestTrial(
             number=trial.number,
-            value=trial.value,
-            interval=wilson_interval(trial.value, num_val) if num_val else None,
+            value=trial.values[0],
+            metric=goals[0],
+            values=dict(zip(goals, trial.values, strict=True)),
+            interval=wilson_interval(trial.values[0], num_val) if num_val and goals[0] == "val_accuracy" else None,
             params=trial.params,
             num_parameters=record.num_parameters,
             flops=record.flops,
@@ -130,10 +137,17 @@ class Study:
 
     @python_words()
     def export(
-        self, path: str | Path = "best.yaml", *, top: int = 5, trial: int | None = None, force: bool = False
+        self,
+        path: str | Path = "best.yaml",
+        *,
+        top: int = 5,
+        trial: int | None = None,
+        pareto: bool = False,
+        force: bool = False,
     ) -> Path:
         """Write the `top` best configurations or one trial's (.yaml), or all trials (.csv, .json); return the path.
 
+        `pareto` writes all of the Pareto front instead (.yaml), of a search with several objectives.
         Raise ConfigError for another ending, and if the file is there and of another kind, without `force`.
         StorageError for a trial that is not there, not complete, or repeats another.
         """
@@ -141,6 +155,7 @@ class Study:
         with storage_errors(self._url):
             if path.suffix in (".yaml", ".yml"):
                 found = export_best(self._study, top=top) if trial is None else export_trial(self._study, trial)
+                found = export_front(self._study) if pareto else found
                 kind, text = EXPORT, dump_export(found)
             elif path.suffix == ".csv":
                 kind, text = CSV_TABLE, self.trials.to_csv(index=False)
@@ -207,7 +222,8 @@ class Study:
     def __repr__(self) -> str:
         now = self.status
         counts = ", ".join(f"{now[f'num_{kind}']} {kind}" for kind in ("complete", "pruned", "failed", "running"))
-        best = now["best"] and f"; best {now['best']['value']:.2%} validation accuracy, trial {now['best']['trial']}"
+        label = GOALS[now["metric"]].label
+        best = now["best"] and f"; best {now['best']['value']:.2%} {label}, trial {now['best']['trial']}"
         return f"<Study {self.name!r} in {now['storage']}: {counts}{best or ''}>"
 
     def _repr_html_(self) -> str:

@@ -41,6 +41,8 @@ def bench_against_plain(
     config = load_study_file(study_file)
     if config.train.budget is not None:
         raise ConfigError(f"{study_file}: train.budget: the plain script trains whole passes; null compares equal work")
+    if config.search.goals != ("val_accuracy",):
+        raise ConfigError(f"{study_file}: search.metric, search.objectives: the plain script maximises val_accuracy")
     found = machine(device=device)
     runs = []
     for seed in range(repeats):

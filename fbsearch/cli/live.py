@@ -21,6 +21,7 @@ from fbsearch.cli.status import (
     make_table,
     sampled_values,
 )
+from fbsearch.config.goals import GOALS
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.messages import (
@@ -37,7 +38,8 @@ from fbsearch.messages import (
     WorkerLost,
 )
 from fbsearch.search.state import SearchState
-from fbsearch.study.trial_record import RunningTrial, trial_config
+from fbsearch.study.running_trial import RunningTrial
+from fbsearch.study.trial_record import trial_config
 
 UPDATES_PER_SECOND = 2
 
@@ -111,7 +113,7 @@ class LiveTable(Live):
         return ProgressBar(total=total, completed=time.monotonic() - state.started, width=30)
 
     def _best(self, state: SearchState) -> Text:
-        return best_line(state.best, self._describe(trial_config(state.best)) if state.best else "")
+        return best_line(state.best, self._describe(trial_config(state.best)) if state.best else "", state.goals)
 
     def _describe_device(self, state: SearchState) -> str:
         """Return the device of all workers; nothing if they have different ones, which their rows name."""
@@ -122,7 +124,8 @@ class LiveTable(Live):
         """Return a row for each worker; the device is named where it is not the same for all."""
         workers = state.pool.workers
         differ = len({record.device for record in workers.values() if record.device}) > 1
-        table = make_table("worker", *["device"] * differ, "trial", "epoch", "val acc", "configuration")
+        metric = state.goals[0]
+        table = make_table("worker", *["device"] * differ, "trial", "epoch", GOALS[metric].short, "configuration")
         for worker, record in workers.items():
             first = [str(worker), *[record.device] * differ]
             running = record.running
@@ -130,7 +133,7 @@ class LiveTable(Live):
                 table.add_row(*first, Text(record.state, style="dim"))
                 continue
             epoch = f"{len(running.history)}/{running.config.train.epochs}"
-            accuracy = f"{running.history[-1].val_accuracy:.2%}" if running.history else ""
+            accuracy = f"{getattr(running.history[-1], metric):.2%}" if running.history else ""
             what = cut_text(self._describe(running.config))
             table.add_row(*first, str(running.trial.number), epoch, accuracy, what)
         return table
@@ -171,7 +174,8 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
             case Started(trial=trial) if event.worker in state.running:
                 self._running[trial] = state.running[event.worker]
             case Epoch(trial=trial, stats=stats) if event.worker not in state.running and trial in self._running:
-                self._ended(state, trial, f"pruned   {stats.val_accuracy:.2%} after epoch {stats.epoch}")
+                score = getattr(stats, state.goals[0])
+                self._ended(state, trial, f"pruned   {score:.2%} after epoch {stats.epoch}")
             case Finished(trial=trial, value=value) if trial in self._running:
                 running = self._running[trial]
                 how = f"complete {value:.2%} after epoch {len(running.history)}"
@@ -187,7 +191,7 @@ class PlainLines(contextlib.AbstractContextManager["PlainLines"]):
 
     def _ended(self, state: SearchState, trial: int, how: str) -> None:
         running = self._running.pop(trial)
-        best = "" if state.best is None else f"  (best {state.best.value:.2%})"
+        best = "" if state.best is None else f"  (best {state.best.values[0]:.2%})"
         self._print(f"[{state.progress}] trial {trial} {how}: {describe(running.config, self._config.space)}{best}")
 
     def _print(self, text: str) -> None:

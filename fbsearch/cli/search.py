@@ -12,7 +12,7 @@ from fbsearch.api.search import Limits, claimed_search
 from fbsearch.cli.budget import as_dict, train_winner
 from fbsearch.cli.live import make_view
 from fbsearch.cli.options import EXIT_INTERRUPTED
-from fbsearch.cli.status import print_end, print_next
+from fbsearch.cli.status import print_end, print_front, print_next
 from fbsearch.cli.tables import print_errors, print_score, print_trained_folder
 from fbsearch.cli.terminal import SafeConsole
 from fbsearch.config.choices import DEFAULT_STORAGE, REPORTS
@@ -58,6 +58,7 @@ def run_search(config: StudyConfig, executor: Executor, options: Options, *, bud
         content = study_status(found.study, url=options.storage) | {"end": state.end}
         if not options.as_json:
             print_end(console, state)
+            print_front(console, content["front"], state.goals)
         winner = None
         if budget is not None and state.end != "interrupted":
             try:

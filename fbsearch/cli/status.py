@@ -12,16 +12,18 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fbsearch.config.goals import GOALS, format_goal
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import format_value
 from fbsearch.search.state import SearchState, format_progress
 from fbsearch.study.catalogue import StudySummary
 from fbsearch.study.database import hide_password
 from fbsearch.study.race_result import RaceResult
-from fbsearch.study.study import best_trials, stored_num_trials
+from fbsearch.study.study import best_trials, goals_of, stored_num_trials
 from fbsearch.study.trial_record import (
     TrialRecord,
     describe_untrained,
@@ -31,7 +33,9 @@ from fbsearch.study.trial_record import (
     is_finished,
     is_infeasible,
     is_race_run,
+    num_epochs,
     sampled_names,
+    score_of,
     trial_config,
 )
 
@@ -93,12 +97,11 @@ def describe_counts(state: SearchState) -> str:
     return counts + describe_untrained(state.num_infeasible, state.num_duplicates)
 
 
-def print_best(console: Console, best: FrozenTrial, race: RaceResult | None) -> None:
+def print_best(console: Console, best: FrozenTrial, race: RaceResult | None, goals: Sequence[str]) -> None:
     """Print the best trial, how a race has chosen it, and its sampled values."""
     config = trial_config(best)
-    console.print(
-        f"Best: [bold green]{best.value:.2%}[/bold green] validation accuracy, trial {best.number}", highlight=False
-    )
+    value = f"[bold green]{format_goal(goals[0], best.values[0])}[/bold green] {GOALS[goals[0]].label}"
+    console.print(f"Best: {value}, trial {best.number}", highlight=False)
     if race is not None:
         console.print(f"  {race.describe(best.number)}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
@@ -107,7 +110,23 @@ def print_best(console: Console, best: FrozenTrial, race: RaceResult | None) -> 
     record = TrialRecord.of(best)
     table.add_row("parameters", f"{record.num_parameters:,}")
     table.add_row("FLOPs an image", f"{record.flops:,}")
+    for name, value in zip(goals[1:], best.values[1:], strict=True):
+        if name not in ("parameters", "flops"):
+            table.add_row(GOALS[name].label, format_goal(name, value))
     console.print(table)
+
+
+def print_front(console: Console, front: Sequence[Mapping[str, Any]] | None, goals: Sequence[str]) -> None:
+    """Print the Pareto front, which is a list of `status`; nothing without one, or with one trial."""
+    if not front or len(front) < 2:
+        return
+    table = make_table("trial", *(GOALS[goal].label for goal in goals), "")
+    for item in front:
+        values = (format_goal(goal, item["values"][goal]) for goal in goals)
+        mark = "best" if item is front[0] else "knee" if item["is_knee"] else ""
+        table.add_row(str(item["trial"]), *values, "best, knee" if item["is_knee"] and mark == "best" else mark)
+    console.print(f"Pareto front, {len(front)} trials that no other dominates:", highlight=False)
+    console.print(Padding(table, (0, 0, 0, 2)))
 
 
 def print_untrained(console: Console, *, num_infeasible: int, num_duplicates: int) -> None:
@@ -136,7 +155,7 @@ def print_end(console: Console, state: SearchState) -> None:
     console.print(f"{reason} ({describe_counts(state)}){took}", highlight=False, soft_wrap=True)
     print_untrained(console, num_infeasible=state.num_infeasible, num_duplicates=state.num_duplicates)
     if state.best is not None:
-        print_best(console, state.best, state.race)
+        print_best(console, state.best, state.race, state.goals)
     if state.race_absence:
         console.print(state.race_absence, highlight=False, soft_wrap=True)
 
@@ -178,7 +197,9 @@ def print_status(
     if best is None:
         console.print("no trial is complete yet")
     else:
-        print_best(console, best, race)
+        goals = tuple(status["best"]["values"])
+        print_best(console, best, race, goals)
+        print_front(console, status["front"], goals)
 
 
 def study_table(studies: Sequence[StudySummary]) -> Table:
@@ -189,7 +210,8 @@ def study_table(studies: Sequence[StudySummary]) -> Table:
     names.no_wrap, names.overflow = False, "fold"
     names.min_width = min(16, max((len(one.name) for one in studies), default=0))
     for one, state in zip(studies, states, strict=True):
-        best = "" if one.best is None else f"{one.best:.2%}"
+        best = "" if one.best is None else format_goal(one.metric, one.best)
+        best += "" if one.metric == "val_accuracy" else f" {GOALS[one.metric].short}"
         counts = (f"{number:,}" for number in (one.num_complete, one.num_pruned, one.num_failed))
         last = "" if one.last is None else f"{one.last:%Y-%m-%d}"
         table.add_row(Text(one.name), best, *counts, *[state] * any(states), last, cut_text(one.data))
@@ -233,19 +255,18 @@ def watch_table(study: optuna.Study) -> RenderableType:
     trials = study.get_trials(deepcopy=False)
     head = Table.grid(padding=(0, 2))
     head.add_row(Text(study.study_name, style="bold"), _progress(study, trials), _pace(study, trials))
-    best = next(iter(best_trials(study, 1)), None)
-    line = best_line(best, _describe_stored_short(best) if best else "")
+    best, goals = next(iter(best_trials(study, 1)), None), goals_of(study)
+    line = best_line(best, _describe_stored_short(best) if best else "", goals)
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     ended = [trial for trial in trials if trial.datetime_complete is not None]
     latest = sorted(ended, key=lambda trial: trial.datetime_complete or 0, reverse=True)[:NUM_LATEST]
-    now = make_table("running", "epoch", "val acc", "device", "configuration")
+    now = make_table("running", "epoch", GOALS[goals[0]].short, "device", "configuration")
     for trial in running:
-        values = list(trial.intermediate_values.values())
-        record = TrialRecord.of(trial)
+        record, score = TrialRecord.of(trial), score_of(trial)
         epochs = (record.config or {}).get("train", {}).get("epochs", "?")
-        accuracy, device = f"{values[-1]:.2%}" if values else "", record.device or "starting"
+        value, device = "" if score is None else f"{score:.2%}", record.device or "starting"
         what = cut_text(_describe_stored_short(trial))
-        now.add_row(str(trial.number), f"{len(values)}/{epochs}", accuracy, Text(device), what)
+        now.add_row(str(trial.number), f"{num_epochs(trial)}/{epochs}", value, Text(device), what)
     then = make_table("ended", "how", "configuration")
     for trial in latest:
         then.add_row(str(trial.number), Text(_outcome(trial)), cut_text(_describe_stored_short(trial)))
@@ -253,11 +274,14 @@ def watch_table(study: optuna.Study) -> RenderableType:
     return Group(head, Text(_counts(trials)), line, now if running else nothing, then if latest else Text())
 
 
-def best_line(best: FrozenTrial | None, values: str) -> Text:
+def best_line(best: FrozenTrial | None, values: str, goals: Sequence[str]) -> Text:
     """Return a line about the best trial and its sampled values."""
     if best is None:
         return Text("no trial is complete yet", style="dim")
-    return Text.assemble("best ", (f"{best.value:.2%}", "bold green"), f"  trial {best.number}: {values}")
+    others = zip(goals[1:], best.values[1:], strict=True)
+    more = "".join(f", {format_goal(goal, value)} {GOALS[goal].short}" for goal, value in others)
+    value = format_goal(goals[0], best.values[0])
+    return Text.assemble("best ", (value, "bold green"), f"{more}  trial {best.number}: {values}")
 
 
 def make_table(*names: str) -> Table:
@@ -310,10 +334,9 @@ def _outcome(trial: FrozenTrial) -> str:
     if is_infeasible(trial):
         return f"infeasible {message}"
     if trial.state == TrialState.COMPLETE:
-        return f"complete {trial.value:.2%}"
-    if trial.state == TrialState.PRUNED and trial.intermediate_values:
-        epoch = max(trial.intermediate_values)
-        return f"pruned   {trial.intermediate_values[epoch]:.2%} after epoch {epoch}"
+        return f"complete {trial.values[0]:.2%}"
+    if trial.state == TrialState.PRUNED and (score := score_of(trial)) is not None:
+        return f"pruned   {score:.2%} after epoch {num_epochs(trial)}"
     return f"{'failed' if is_failure(trial) else 'put back'}   {message}"
 
 

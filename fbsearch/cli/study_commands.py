@@ -159,11 +159,14 @@ def export(
     trial: Annotated[
         int | None, typer.Option(min=0, help="The configuration of this trial instead of the best (YAML only).")
     ] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="All of the Pareto front, of a search with several objectives (YAML only).")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="The file to write, - is standard output; without it: best.yaml, trial-N.yaml, trials.csv or "
-            "trials.json."
+            help="The file to write, - is standard output; without it: best.yaml, pareto.yaml, trial-N.yaml, "
+            "trials.csv or trials.json."
         ),
     ] = None,
     output_format: Annotated[
@@ -172,21 +175,28 @@ def export(
     force: Force = False,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Write the best configurations, or one trial's, to YAML, or all trials to CSV or JSON."""
+    """Write the best configurations, one trial's or the Pareto front to YAML, or all trials to CSV or JSON."""
     from fbsearch.config.export_file import EXPORT, describe_common, dump_export
     from fbsearch.files import message_stream, write_output
     from fbsearch.study.database import storage_errors
-    from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, export_trial, trial_table
+    from fbsearch.study.export import CSV_TABLE, JSON_TABLE, export_best, export_front, export_trial, trial_table
 
     as_yaml, as_csv = (output_format is kind for kind in (ExportFormat.YAML, ExportFormat.CSV))
     if trial is not None and (top is not None or not as_yaml):
         raise typer.BadParameter("cannot be used with --top, nor with --format csv or json", param_hint="--trial")
-    yaml_name = "best.yaml" if trial is None else f"trial-{trial}.yaml"
+    if pareto and (top is not None or trial is not None or not as_yaml):
+        reason = "cannot be used with --top or --trial, nor with --format csv or json"
+        raise typer.BadParameter(reason, param_hint="--pareto")
+    yaml_name = "pareto.yaml" if pareto else "best.yaml" if trial is None else f"trial-{trial}.yaml"
     path = output or Path(yaml_name if as_yaml else f"trials.{output_format}")
     study = open_study(storage, name)
     notes: list[str] = []
     with storage_errors(storage):
-        if as_yaml:
+        if pareto:
+            best = export_front(study)
+            text, what = dump_export(best), f"the {len(best.configs)} configurations of the Pareto front"
+            notes = describe_common(best.configs)
+        elif as_yaml:
             best = export_best(study, top=top or 5) if trial is None else export_trial(study, trial)
             number = f"the best {len(best.configs)} configurations"
             text, what = dump_export(best), number if trial is None else f"trial {trial}, rank {best.configs[0].rank},"

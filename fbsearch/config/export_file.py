@@ -35,6 +35,8 @@ class ExportedConfig(StrictModel):
     rank: int = Field(ge=1)
     trial: int = Field(ge=0)
     value: float
+    # By name, where the search had another goal than the validation accuracy alone; `value` is the first of them.
+    goals: dict[str, float] | None = None
     num_parameters: int = Field(ge=0)
     num_classes: int = Field(ge=1, le=MAX_CLASSES)
     in_channels: int = Field(ge=1, le=MAX_CHANNELS)
@@ -105,6 +107,9 @@ def describe_common(configs: Iterable[ExportedConfig]) -> list[str]:
 def dump_export(export: Export) -> str:
     """Return the text of an export file."""
     content = export.model_dump(mode="json", exclude={"search"}) | {"exported": export.exported}
+    for config in content["configs"]:
+        if config["goals"] is None:
+            del config["goals"]
     if export.search is not None:
         space = {name: dump_dimension(dimension) for name, dimension in export.search.space.items()}
         content["search"] = export.search.model_dump(mode="json") | {"space": space}

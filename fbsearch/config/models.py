@@ -311,3 +311,5 @@ class TrialConfig(StrictModel):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of weights, batches and augmentation")
     # Sent to the worker, which measures the costs, but neither stored nor exported: it is a setting of the search.
     limits: LimitsConfig = Field(LimitsConfig(), exclude=True)
+    # The same: what the worker measures beside accuracy and loss.
+    goals: tuple[str, ...] = Field(("val_accuracy",), exclude=True)

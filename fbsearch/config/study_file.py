@@ -4,10 +4,11 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from fbsearch.config.goals import GOALS, METRICS, PARETO_PRUNERS, SINGLE_SAMPLERS, Metric, Objective
 from fbsearch.config.models import (
     MAX_STUDY_SEED,
     DataConfig,
@@ -38,11 +39,17 @@ SHORT_RUN_TRAINING = TrainConfig(epochs=6, optimizer="muon")
 class SearchConfig(StrictModel):
     """The settings of a search."""
 
-    metric: Literal["val_accuracy"] = Field(
-        "val_accuracy", description="what is maximised, measured on the validation split"
+    metric: Metric = Field(
+        "val_accuracy",
+        description="what is maximised, on the validation split: val_accuracy | macro_f1 | balanced_accuracy",
     )
-    sampler: Literal["tpe", "random", "cmaes", "gp", "grid"] = Field(
-        "tpe", description="tpe | random | cmaes | gp | grid"
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=2, max_length=3)] | None = Field(
+        None,
+        strict=False,
+        description=f"instead of metric, two or three of {', '.join(GOALS)}; the first names the best",
+    )
+    sampler: Literal["tpe", "random", "nsga2", "cmaes", "gp", "grid"] = Field(
+        "tpe", description="tpe | random | nsga2 | cmaes | gp | grid"
     )
     pruner: Literal["median", "successive_halving", "hyperband", "none"] = Field(
         "successive_halving", description="median | successive_halving | hyperband | none"
@@ -56,6 +63,32 @@ class SearchConfig(StrictModel):
     limits: LimitsConfig = Field(
         LimitsConfig(), description="most parameters, FLOPs an image, MiB of training; null is no limit"
     )
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """The objectives, or the metric as the only one."""
+        return (self.metric,) if self.objectives is None else self.objectives
+
+    @model_validator(mode="after")
+    def _check_objectives(self) -> "SearchConfig":
+        if self.objectives is None:
+            return self
+        problems = []
+        if len(set(self.objectives)) < len(self.objectives):
+            problems.append(f"objectives {list(self.objectives)}: each can stand there once")
+        if self.objectives[0] not in METRICS:
+            problems.append(f"objectives: the first one names the best trial, and is one of {', '.join(METRICS)}")
+        if self.metric != "val_accuracy":
+            problems.append("metric: goes without objectives, the first of which takes its place")
+        if self.sampler in SINGLE_SAMPLERS:
+            problems.append(f"sampler {self.sampler}: has one objective; tpe, nsga2, gp, random and grid have several")
+        if self.pruner not in PARETO_PRUNERS:
+            problems.append(f"pruner {self.pruner}: has one objective; {' and '.join(PARETO_PRUNERS)} have several")
+        if self.final_race:
+            problems.append("final_race: compares one score; it goes without objectives")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class StudyConfig(StrictModel):
@@ -98,7 +131,7 @@ class StudyConfig(StrictModel):
             sections[section][field] = value
         try:
             return TrialConfig.model_validate(
-                {"data": self.data, "seed": seed, "limits": self.search.limits, **sections}
+                {"data": self.data, "seed": seed, "limits": self.search.limits, "goals": self.search.goals, **sections}
             )
         except ValidationError as error:
             lines = describe_errors(error, TrialConfig)

@@ -33,7 +33,7 @@ from fbsearch.report.http_guard import Guard, add_style
 from fbsearch.report.mistakes import Errors, error_files, plot_confusion, plot_reliability
 from fbsearch.report.notes import study_note, trial_note
 from fbsearch.report.page import draw_stored_attention
-from fbsearch.report.statistics import parameters, pareto_front
+from fbsearch.report.statistics import metric_of, parameters, pareto_front
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.study.dashboard_storage import (
     ArtifactFolder,
@@ -178,7 +178,8 @@ def draw(frame: "pd.DataFrame", errors: Errors | None) -> "dict[str, go.Figure]"
         drawn["accuracy-and-parameters"] = figures.plot_cost(frame, "num_parameters")
         if PATTERN in parameters(frame):
             by_pattern = parameter_figures.plot_slice(frame, PATTERN)
-            drawn["accuracy-by-pattern"] = by_pattern.update_layout(title_text="Accuracy by pattern")
+            score = "Accuracy" if metric_of(frame) == "val_accuracy" else "Score"
+            drawn["accuracy-by-pattern"] = by_pattern.update_layout(title_text=f"{score} by pattern")
     if frame["history"].map(bool).any():
         drawn["learning-curves"] = figures.plot_learning_curves(frame)
     heights = dict.fromkeys(drawn, 450)

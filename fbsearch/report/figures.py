@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from fbsearch.report import style
-from fbsearch.report.statistics import best_so_far, pareto_front, ranked
+from fbsearch.report.statistics import best_so_far, metric_label, metric_of, pareto_front, ranked
 from fbsearch.report.timeline import timeline
 from fbsearch.report.worth import Difference, PartWorth
 from fbsearch.winners.intervals import wilson_interval
@@ -43,7 +43,7 @@ def plot_intervals(frame: pd.DataFrame, *, num_images: int, top: int) -> go.Figu
 
 def plot_history(frame: pd.DataFrame) -> go.Figure:
     """Draw the score of each trial in the order of their starts, and the best score so far."""
-    figure = style.figure_of("Optimisation history", height=380, x="trial", y="validation accuracy")
+    figure = style.figure_of("Optimisation history", height=380, x="trial", y=metric_label(frame))
     for state, part, name in style.by_state(frame, style.MAX_POINTS):
         style.scatter(figure, part, part["trial"], style.stretch(part["score"]), state=state, name=name, in_full=True)
     best = best_so_far(frame)
@@ -58,10 +58,10 @@ def plot_history(frame: pd.DataFrame) -> go.Figure:
 
 def plot_learning_curves(frame: pd.DataFrame) -> go.Figure:
     """Draw the validation accuracy after each epoch of every trial; pruned trials are pale, the best three named."""
-    figure = style.figure_of("Learning curves", height=440, x="epoch", y="validation accuracy")
+    figure = style.figure_of("Learning curves", height=440, x="epoch", y=metric_label(frame))
     seen = [np.zeros(0)]
     for state, part, name in style.by_state(frame, MAX_CURVES):
-        epochs, values, numbers = _join_curves(part)
+        epochs, values, numbers = _join_curves(part, metric_of(frame))
         seen.append(values)
         figure.add_scatter(
             x=epochs, y=style.stretch(values).astype(np.float32), mode="lines+markers", name=name, customdata=numbers,
@@ -72,7 +72,7 @@ def plot_learning_curves(frame: pd.DataFrame) -> go.Figure:
     for (_, trial), color in zip(
         ranked(frame).head(3).iterrows(), (style.BEST, style.GREEN, style.VIOLET), strict=False
     ):
-        epochs, values, _ = _join_curves(frame.loc[[trial.name]])
+        epochs, values, _ = _join_curves(frame.loc[[trial.name]], metric_of(frame))
         figure.add_scatter(
             x=epochs, y=style.stretch(values), mode="lines", name=f"{trial['rank']:.0f}. trial {trial['trial']}",
             line={"color": color, "width": 2.5}, customdata=100 * values,
@@ -84,22 +84,22 @@ def plot_learning_curves(frame: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def _join_curves(frame: pd.DataFrame) -> NDArray[np.float32]:
-    """Return epochs, accuracies and trial numbers of all curves, one after another with a NaN after each."""
+def _join_curves(frame: pd.DataFrame, metric: str) -> NDArray[np.float32]:
+    """Return epochs, values of the metric and trial numbers of all curves, one after another with a NaN after each."""
     points = [
-        (stats["epoch"], stats.get("val_accuracy"), number)
+        (stats["epoch"], stats.get(metric), number)
         for number, history in zip(frame["trial"], frame["history"], strict=True)
         for stats in [*history, {"epoch": math.nan}]
     ]
     return np.array(points, dtype=np.float32).reshape(-1, 3).T
 
 
-def plot_worth(parts: Sequence[PartWorth]) -> go.Figure:
-    """Draw each choice's difference in accuracy with its interval, in groups by part; sure ones are coloured."""
+def plot_worth(parts: Sequence[PartWorth], *, label: str = "accuracy") -> go.Figure:
+    """Draw each choice's difference in the score, called `label`, with its interval; sure ones are coloured."""
     names: list[str] = []
     num_rows = sum(1 + len(part.rows) for part in parts)
     figure = style.figure_of(
-        "Differences in accuracy with their 95% intervals", height=140 + 26 * num_rows, x="points of accuracy"
+        f"Differences in {label} with their 95% intervals", height=140 + 26 * num_rows, x=f"points of {label}"
     )
     rows: dict[str, list[tuple[int, Difference]]] = {}
     for part in parts:
@@ -129,7 +129,10 @@ def plot_worth(parts: Sequence[PartWorth]) -> go.Figure:
 
 def plot_cost(frame: pd.DataFrame, cost: str) -> go.Figure:
     """Draw the score over a cost (a key of COSTS) with the Pareto front of the complete trials."""
-    figure = style.figure_of(f"Accuracy against {COSTS[cost]}", height=360, x=COSTS[cost], y="accuracy")
+    label = metric_label(frame)
+    name = label.removeprefix("validation ")
+    title = f"{name[0].upper()}{name[1:]} against {COSTS[cost]}"
+    figure = style.figure_of(title, height=360, x=COSTS[cost], y=label)
     known = frame[frame[cost].notna()]
     for state, part, name in style.by_state(known, style.MAX_POINTS):
         style.scatter(figure, part, part[cost], style.stretch(part["score"]), state=state, name=name)

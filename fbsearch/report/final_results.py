@@ -84,7 +84,7 @@ def plot_trainings(trainings: list[Retraining]) -> go.Figure:
     figure.add_scatter(
         x=[100 * one.search_value for one in trainings], y=names, mode="markers", name="in the search, validation",
         marker={"color": COMPLETE, "size": 9, "symbol": "diamond-open", "line": {"width": 2}},
-        hovertemplate="%{y}: %{x:.2f}% validation accuracy in the search<extra></extra>",
+        hovertemplate="%{y}: %{x:.2f}% in the search<extra></extra>",
     )  # fmt: skip
     _add_means(figure, names, trainings, colors=[BEST] * len(names), name="mean and deviation of the seeds")
     return figure

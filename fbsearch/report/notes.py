@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -10,14 +10,16 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.export_file import Export, dump_export
+from fbsearch.config.goals import describe_values
 from fbsearch.config.space import format_value
 from fbsearch.report import figures
 from fbsearch.report.mistakes import Errors, describe_calibration
 from fbsearch.report.statistics import short
 from fbsearch.report.text import describe_importance, describe_part
 from fbsearch.report.worth import estimate_worth
+from fbsearch.study.front import read_front
 from fbsearch.study.race_result import read_race
-from fbsearch.study.study import best_trials, stored_dataset
+from fbsearch.study.study import best_trials, goals_of, stored_dataset
 from fbsearch.study.trial_record import (
     TrialRecord,
     describe_untrained_of,
@@ -60,21 +62,30 @@ def study_note(study: optuna.Study, frame: pd.DataFrame, errors: Errors | None) 
 
 
 def _headline(study: optuna.Study, best: FrozenTrial) -> str:
-    assert best.value is not None
-    config, images = trial_config(best), stored_dataset(study)["num_val"]
-    low, high = wilson_interval(best.value, images)
+    config, images, goals = trial_config(best), stored_dataset(study)["num_val"], goals_of(study)
     race = read_race(study)
     chosen = "" if race is None else f", {race.describe(best.number)}"
     fields = ((name, *name.split(".")) for name in sampled_names(best))
     rows = [(short(name), format_value(getattr(getattr(config, section), field))) for name, section, field in fields]
     rows += [(figures.COSTS[cost], f"{getattr(TrialRecord.of(best), cost):,}") for cost in ("num_parameters", "flops")]
     table = "\n".join(f"| {escape(key)} | {escape(value)} |" for key, value in rows)
-    return (
-        f"## Best: {best.value:.2%} validation accuracy, trial {best.number}{chosen}\n\n"
-        f"On {images:,} validation images; the 95% interval is {low:.1%} to {high:.1%}, and trials inside it cannot be "
-        "told apart. Of equal trials the one with fewer parameters is named here.\n\n"
-        f"| | |\n|---|---|\n{table}"
-    )
+    if goals == ("val_accuracy",):
+        low, high = wilson_interval(best.values[0], images)
+        how = (
+            f"On {images:,} validation images; the 95% interval is {low:.1%} to {high:.1%}, and trials inside it "
+            "cannot be told apart. Of equal trials the one with fewer parameters is named here."
+        )
+    else:
+        how = f"On {images:,} validation images." + (_front_line(study, goals) if len(goals) > 1 else "")
+    values = describe_values(goals, best.values)
+    return f"## Best: {values}, trial {best.number}{chosen}\n\n{how}\n\n| | |\n|---|---|\n{table}"
+
+
+def _front_line(study: optuna.Study, goals: Sequence[str]) -> str:
+    """Return a sentence on the Pareto front."""
+    front = read_front(study, goals)
+    knee = "" if front.knee is None else f", its knee is trial {front.knee}"
+    return f" The best has the best first objective. {len(front.values)} trials are on the Pareto front{knee}."
 
 
 def _worth(frame: pd.DataFrame) -> str:

@@ -25,6 +25,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from fbsearch.config.durations import format_duration
+from fbsearch.config.goals import GOALS
 from fbsearch.errors import StorageError
 from fbsearch.files import FileKind, check_output, file_name, write_output
 from fbsearch.network.patterns import generate_pattern
@@ -33,14 +34,16 @@ from fbsearch.report import figures, parameter_figures
 from fbsearch.report import text as sections
 from fbsearch.report.contact_sheet import make_contact_sheet
 from fbsearch.report.final_results import Retrained, plot_comparison, plot_trainings, read_retrained
+from fbsearch.report.fronts import draw_fronts, front_rows
 from fbsearch.report.mistakes import describe_errors, plot_confusion, plot_reliability
-from fbsearch.report.statistics import parameters, ranked, short
+from fbsearch.report.statistics import metric_label, parameters, ranked, short
 from fbsearch.report.style import template
 from fbsearch.report.timeline import timeline
 from fbsearch.report.trials_table import trials_frame
 from fbsearch.report.worth import CHANNELS, COMPUTE, Worths, estimate_worth
+from fbsearch.study.front import read_front
 from fbsearch.study.race_result import read_race
-from fbsearch.study.study import best_trials, stored_dataset, stored_samples
+from fbsearch.study.study import best_trials, goals_of, stored_dataset, stored_samples
 from fbsearch.study.trial_record import TrialRecord
 
 # Figures of two parameters are drawn for each pair of the first MAX_PAIRED parameters.
@@ -61,8 +64,7 @@ def write_report(
     """Write the report of a study to `output`, by default to reports/<study>.html, and return its path.
 
     The results of `train` and `analyze` are read from reports/<study>/; `say` gets a line for each damaged file there.
-    Raises StorageError if the file cannot be written, or if the study has several objectives; ConfigError if `output`
-    is there and no report, without `force`.
+    Raises StorageError if the file cannot be written; ConfigError if `output` is there and no report, without `force`.
     """
     path = output or Path("reports") / f"{file_name(study.study_name)}.html"
     check_output(path, kind=REPORT, force=force)
@@ -81,8 +83,12 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
     """Return the HTML of the report. `analysis` is the folder to which `fbsearch analyze` writes its pictures."""
     dataset = stored_dataset(study)
     worths = estimate_worth(frame)
-    drawn = dict(draw_figures(frame, worths, num_images=dataset.get("num_val"), top=top))
+    num_images, goals = sections.images_of_interval(frame, dataset), goals_of(study)
+    drawn = dict(draw_figures(frame, worths, num_images=num_images, top=top))
     drawn |= draw_retrained(retrained)
+    front = read_front(study, goals) if len(goals) > 1 else None
+    has_front = front is not None and len(front.values) > 0
+    drawn |= dict(draw_fronts(frame, front)) if front is not None and has_front else {}
     best = ranked(frame).head(top)
     stored_attention = next((TrialRecord.of(trial).attention for trial in best_trials(study, 1)), None)
     environment = Environment(
@@ -110,7 +116,10 @@ def render(study: optuna.Study, frame: pd.DataFrame, retrained: Retrained, *, to
         plotly=Markup(plotly.offline.get_plotlyjs()),
         worths=worths,
         worth=list(map(sections.describe_part, worths.parts)),
-        comparison=sections.describe_comparison(worths),
+        comparison=sections.describe_comparison(worths, label=metric_label(frame)),
+        front=front_rows(frame, front) if front is not None else [],
+        goals=[GOALS[goal].label for goal in goals],
+        has_knee=front is not None and front.knee is not None,
         importance=sections.describe_importance(),
         best=sections.top_rows(study, best, dataset),
         sampled={name: short(name) for name in parameters(frame, varied=False)},
@@ -141,7 +150,7 @@ def draw_figures(
         yield "history", figures.plot_history(frame)
         yield "curves", figures.plot_learning_curves(frame)
         if worths.parts:
-            yield "worth", figures.plot_worth(worths.parts)
+            yield "worth", figures.plot_worth(worths.parts, label=metric_label(frame))
         by_worth = [CHANNELS if part.part == COMPUTE else part.part for part in worths.parts]
         names = sorted(parameters(frame), key=[*by_worth, *parameters(frame)].index)
         for name in names:
@@ -181,8 +190,10 @@ def write_static(study: optuna.Study, folder: Path, *, top: int = 10) -> list[Pa
     if importlib.util.find_spec("kaleido") is None:
         raise StorageError("--static needs plotly's kaleido and Chromium or Chrome: pip install 'fbsearch[static]'")
     frame = trials_frame(study)
-    num_images = stored_dataset(study).get("num_val")
+    num_images = sections.images_of_interval(frame, stored_dataset(study))
     drawn = dict(draw_figures(frame, estimate_worth(frame), num_images=num_images, top=top))
+    if len(goals := goals_of(study)) > 1 and (front := read_front(study, goals)).values:
+        drawn |= dict(draw_fronts(frame, front))
     drawn |= draw_retrained(read_retrained(Path("reports") / file_name(study.study_name), frame))
     for figure in drawn.values():
         figure.update_layout(paper_bgcolor="white", margin={"r": 24, "b": 24})

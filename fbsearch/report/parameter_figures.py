@@ -13,8 +13,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from fbsearch.config.goals import GOALS
 from fbsearch.report import style
-from fbsearch.report.statistics import finished_trials, parameters, scale, short
+from fbsearch.report.statistics import finished_trials, metric_label, metric_of, parameters, scale, short
 
 NUM_BINS = 8
 
@@ -22,7 +23,7 @@ NUM_BINS = 8
 def plot_slice(frame: pd.DataFrame, name: str) -> go.Figure:
     """Draw the score of each trial over one parameter; for choices also the median of the complete trials."""
     shown = finished_trials(frame)
-    figure = style.figure_of(short(name), height=310, y="accuracy")
+    figure = style.figure_of(short(name), height=310, y=metric_label(frame))
     places, axis = style.places_of(shown, name, jitter=0.28)
     for state, part, legend in style.by_state(shown, style.MAX_POINTS):
         style.scatter(figure, part, places[part.index], style.stretch(part["score"]), state=state, name=legend)
@@ -110,7 +111,7 @@ def plot_parallel(frame: pd.DataFrame) -> go.Figure:
             figure.add_annotation(x=position, y=height, text=text, showarrow=False, xanchor="left", xshift=4)
     return figure.update_layout(
         xaxis={
-            "tickvals": list(range(len(axes))), "ticktext": [*map(short, names), "accuracy"],
+            "tickvals": list(range(len(axes))), "ticktext": [*map(short, names), GOALS[metric_of(frame)].short],
             "range": [-0.3, len(axes) - 0.55], "showgrid": False, "ticklabeloverflow": "allow",
         },
         yaxis={"visible": False, "range": [-0.03, 1.03]},

@@ -10,10 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fbsearch.config.goals import GOALS
 from fbsearch.config.space import LEVELS, format_value
 
 # A numeric parameter with at most this many different values is shown as a list of choices.
 MAX_CHOICES = 8
+
+
+def metric_of(frame: pd.DataFrame) -> str:
+    """Return the name of the score, the first goal of the search."""
+    return str(frame.attrs.get("metric", "val_accuracy"))
+
+
+def metric_label(frame: pd.DataFrame) -> str:
+    """Return the score's name for people: `validation accuracy`."""
+    return GOALS[metric_of(frame)].label
 
 
 def finished_trials(frame: pd.DataFrame) -> pd.DataFrame:

@@ -23,6 +23,8 @@ from fbsearch.report import figures
 from fbsearch.report.statistics import (
     finished_trials,
     labels,
+    metric_label,
+    metric_of,
     parameters,
     ranked,
     saved_by_pruning,
@@ -42,9 +44,13 @@ def headline(frame: pd.DataFrame, dataset: dict[str, Any], race: RaceResult | No
     """Return what the head of the report shows: number of trials of each state, best trial, time, savings."""
     is_interrupted = frame["failure_kind"] == FailureKind.INTERRUPTED
     best = ranked(frame)
-    num_images = dataset.get("num_val")
+    num_images = images_of_interval(frame, dataset)
     interval = wilson_interval(best["value"].iloc[0], num_images) if len(best) and num_images else None
     return {
+        "metric": metric_label(frame),
+        "no_interval": "the number of validation images is not stored"
+        if metric_of(frame) == "val_accuracy"
+        else "it is not the share of images that are right",
         "counts": Counter(frame["state"].mask(is_interrupted, "interrupted").replace("fail", "failed")),
         "winner": best.iloc[0] if len(best) else None,
         "common": describe_winner(best.iloc[0]["config"]) if len(best) else "",
@@ -56,6 +62,12 @@ def headline(frame: pd.DataFrame, dataset: dict[str, Any], race: RaceResult | No
         "seconds": float(frame["seconds"].sum()),
         "clock": timeline(frame),
     }
+
+
+def images_of_interval(frame: pd.DataFrame, dataset: dict[str, Any]) -> int | None:
+    """Return the number of validation images by which scores have intervals; None where they have none."""
+    num_val: int | None = dataset.get("num_val")
+    return num_val if metric_of(frame) == "val_accuracy" else None
 
 
 def describe_winner(config: dict[str, Any]) -> str:
@@ -104,7 +116,7 @@ def _compare_ranks(best: pd.DataFrame, interval: tuple[float, float], num_images
     )
 
 
-def describe_comparison(worths: Worths) -> str:
+def describe_comparison(worths: Worths, *, label: str = "validation accuracy") -> str:
     """Say what was compared, when in training, and what that leaves open."""
     cost = (
         "at equal compute and with all other searched parts equal"
@@ -113,7 +125,7 @@ def describe_comparison(worths: Worths) -> str:
     )
     pruned = " Only the better trials went further; to judge parts at the end of training, search with pruner: none."
     return (
-        f"Points of validation accuracy between the choices of a part, {cost}. Compared are {worths.num_trials:,} "
+        f"Points of {label} between the choices of a part, {cost}. Compared are {worths.num_trials:,} "
         f"finished trials {worths.when}"
     ) + ("." if worths.share == 1 else f", the last point that all of them reached.{pruned}")
 
@@ -174,7 +186,7 @@ def top_rows(study: optuna.Study, best: pd.DataFrame, dataset: dict[str, Any]) -
     """Return the rows of the table of the best trials, each with its export as YAML and as a link to save it."""
     texts = _exports_of_best(study, len(best))
     sampled = {name: labels(best[name]).tolist() for name in parameters(best, varied=False)}
-    num_images = dataset.get("num_val")
+    num_images = images_of_interval(best, dataset)
     rows = []
     for position, (_, trial) in enumerate(best.iterrows()):
         text = texts[position] if texts else yaml.safe_dump(trial["config"], sort_keys=False, allow_unicode=True)
@@ -244,6 +256,7 @@ def conditions(study: optuna.Study, frame: pd.DataFrame, dataset: dict[str, Any]
             versions.setdefault(name, set()).update([str(version)] if version else [])
     classes = [str(name) for name in dataset.get("class_names", ())]
     images = [f"{dataset[key]:,} {word}" for key, word in SPLITS.items() if key in dataset]
+    what = "objectives" if search.get("objectives") else "metric"
     times = (frame["started"].min(), frame["ended"].max())
     rows = {
         "Device": ", ".join(sorted(set(frame["device"].dropna()))),
@@ -251,7 +264,11 @@ def conditions(study: optuna.Study, frame: pd.DataFrame, dataset: dict[str, Any]
         "Images": ", ".join(images) + (f"; {dataset['num_broken']} broken" if dataset.get("num_broken") else ""),
         "Image size": f"{dataset['in_channels']} x {dataset['image_size']} x {dataset['image_size']}" if images else "",
         "Classes": ", ".join(classes[:20]) + (f", ... ({len(classes)})" if len(classes) > 20 else ""),
-        "Search": ", ".join(f"{key} {search[key]}" for key in ("sampler", "pruner", "metric", "seed") if key in search),
+        "Search": ", ".join(
+            f"{key} {' and '.join(search[key]) if isinstance(search[key], list) else search[key]}"
+            for key in ("sampler", "pruner", what, "seed")
+            if key in search
+        ),
         "Begun, ended": " to ".join(f"{time:%Y-%m-%d %H:%M}" for time in times if not pd.isna(time)),
     }
     rows |= {name: ", ".join(sorted(found)) for name, found in versions.items()}

@@ -28,7 +28,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from fbsearch.config.unused_fields import unused_model_fields
-from fbsearch.report.statistics import choices, finished_trials, labels, parameters, scale, short
+from fbsearch.report.statistics import choices, finished_trials, labels, metric_of, parameters, scale, short
 
 COMPUTE = "compute"
 CHANNELS = "model.base_channels"
@@ -180,11 +180,12 @@ def _epochs_at(done: pd.DataFrame, share: float) -> "pd.Series[float]":
 
 
 def _accuracy_at(done: pd.DataFrame, epochs: "pd.Series[float]", share: float) -> "pd.Series[float]":
-    """Return the validation accuracy after `epochs`; at a share of 1 the score, which may be the best epoch's."""
+    """Return the score after `epochs`; at a share of 1 that of the end, which may be the best epoch's."""
     if share == 1:
         return done["score"].astype(float)
     pairs = zip(done["history"], epochs, strict=True)
-    found = [history[int(epoch) - 1].get("val_accuracy") if len(history) >= epoch else None for history, epoch in pairs]
+    metric = metric_of(done)
+    found = [history[int(epoch) - 1].get(metric) if len(history) >= epoch else None for history, epoch in pairs]
     return pd.Series(found, done.index, dtype=float)
 
 

@@ -5,6 +5,7 @@ worker is seen at once.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +42,11 @@ from fbsearch.study.locks import StudyClaim
 from fbsearch.study.provenance import coordinator_versions, git_commit
 from fbsearch.study.race_result import tell_race_run
 from fbsearch.study.retrying_storage import call_on_retry
+from fbsearch.study.running_trial import RunningTrial
+from fbsearch.study.sampling import should_prune
 from fbsearch.study.study import (
     NUM_SHOWN,
+    check_classes,
     check_same_dataset,
     flush,
     is_among_best,
@@ -50,7 +54,7 @@ from fbsearch.study.study import (
     store_samples,
     without_details,
 )
-from fbsearch.study.trial_record import RunningTrial, TrialRecord, put_back_running, rank_order, trial_config
+from fbsearch.study.trial_record import TrialRecord, put_back_running, rank_order, trial_config
 from fbsearch.workers.executor import Executor
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -90,7 +94,7 @@ class Coordinator:
         self.study, self.config, self._show = study, config, show
         self._claim = claim or StudyClaim()
         self._pool = WorkerPool(executor, trial_timeout=trial_timeout)
-        self.state = SearchState(name=config.name, num_trials=num_trials, pool=self._pool)
+        self.state = SearchState(name=config.name, num_trials=num_trials, pool=self._pool, goals=config.search.goals)
         self._stop_criterion = StopCriterion(timeout=timeout, clock=clock)
         self.state.deadline = self._stop_criterion.deadline
         self._quota = Quota(study, self._claim, self.state)
@@ -248,6 +252,7 @@ class Coordinator:
             where = f"worker {event.worker} ({event.device})"
             check_same_dataset(self.state.dataset, event.dataset, where=where)
             return
+        check_classes(self.config, event.dataset)
         self.state.dataset = event.dataset
         with self._claim.lock():
             has_trials = bool(self.state.num_finished or self._claim.num_other_claims())
@@ -262,10 +267,10 @@ class Coordinator:
 
     def _store_epoch(self, running: RunningTrial, event: Epoch) -> None:
         """Store an epoch, and prune the trial if the pruner says so."""
-        running.store_epoch(event)
+        running.store_epoch(event, num_val=self._num_val)
         if running.race_of is not None:
             return
-        if event.stats.epoch < running.config.train.epochs and running.trial.should_prune():
+        if event.stats.epoch < running.config.train.epochs and should_prune(self.study, running.trial):
             running.store_history()
             self._tell(running, TrialState.PRUNED)
             self._pool.stop(running)
@@ -280,17 +285,25 @@ class Coordinator:
         # Only of the best at this moment: the maps of all trials would be most of the database.
         if event.attention is not None and is_among_best(self.study, event.value, self._num_with_attention):
             running.store_attention(event.attention)
-        self._tell(running, TrialState.COMPLETE, value=event.value)
+        one = len(running.config.goals) == 1
+        values = [event.value] if one else running.final_values(num_val=self._num_val)
+        self._tell(running, TrialState.COMPLETE, values=values)
 
-    def _tell(self, running: RunningTrial, state: TrialState, *, value: float | None = None) -> None:
-        told = self.study.tell(running.trial, value, state=state)
+    @property
+    def _num_val(self) -> int:
+        assert self.state.dataset is not None, "a worker that trains has sent its data set"
+        return self.state.dataset.num_val
+
+    def _tell(self, running: RunningTrial, state: TrialState, *, values: list[float] | None = None) -> None:
+        told = self.study.tell(running.trial, values, state=state)
         self._proposals.remember(told, running.config)
         self._failure_policy.reset()
         if state == TrialState.PRUNED:
             self.state.num_pruned += 1
             return
         self.state.num_complete += 1
-        if self.state.best is None or rank_order(told) < rank_order(self.state.best):
+        order = functools.partial(rank_order, directions=self.study.directions)
+        if self.state.best is None or order(told) < order(self.state.best):
             self.state.best = told
 
     def _fail(self, trial: optuna.Trial, *, kind: FailureKind, message: str, details: str = "") -> None:

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from fbsearch.messages import DatasetInfo
 from fbsearch.search.worker_pool import WorkerPool
 from fbsearch.study.race_result import RaceResult
-from fbsearch.study.trial_record import RunningTrial
+from fbsearch.study.running_trial import RunningTrial
 
 Exhausted = Literal["grid_exhausted", "space_exhausted"]
 End = Literal["finished", "interrupted", "timeout"] | Exhausted
@@ -23,6 +23,7 @@ class SearchState:
     name: str
     num_trials: int | None  # None is no limit
     pool: WorkerPool
+    goals: tuple[str, ...] = ("val_accuracy",)
     num_complete: int = 0
     num_pruned: int = 0
     num_failed: int = 0

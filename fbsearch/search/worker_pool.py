@@ -23,7 +23,7 @@ from typing import Literal
 
 from fbsearch.messages import Event, Failed, FailureKind, Finished, Ready, Stopped, WorkerDied, WorkerLost
 from fbsearch.search.hang_detector import HangDetector
-from fbsearch.study.trial_record import RunningTrial
+from fbsearch.study.running_trial import RunningTrial
 from fbsearch.workers.executor import Executor
 
 State = Literal["starting", "idle", "waiting", "busy", "stopping", "lost"]

@@ -17,14 +17,15 @@ from fbsearch.config.study_file import MAX_NAME
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.study.locks import StudyHeldError, claim_study, is_claimed
 from fbsearch.study.queries import best_trial, count_trials, list_rows
-from fbsearch.study.study import CONFIG, describe_searcher, find_row, stored_settings
+from fbsearch.study.study import CONFIG, describe_searcher, find_row, goals_of, stored_settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySummary:
     """A study in one row. `data` is the data set's name, with its folder or file where it has one.
 
-    `last` is when its last trial began or ended, in local time. A study of another program has a name and counts only.
+    `best` is the best trial's value of `metric`, the first goal. `last` is when its last trial began or ended, in local
+    time. A study of another program has a name and counts only.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StudySummary:
     num_waiting: int
     num_infeasible: int
     best: float | None
+    metric: str
     last: datetime.datetime | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,7 +67,8 @@ def list_studies(storage: RDBStorage) -> list[StudySummary]:
             num_running=counts[TrialState.RUNNING],
             num_waiting=counts[TrialState.WAITING],
             num_infeasible=counts["infeasible"],
-            best=None if best is None else best.value,
+            best=None if best is None else best.values[0],
+            metric="val_accuracy" if best is None else goals_of(study)[0],
             last=row.last and row.last.astimezone(),
         )
         found.append(summary)
@@ -76,6 +79,7 @@ def _describe(study: optuna.Study) -> tuple[str, FrozenTrial | None]:
     """Return the name of a study's data and its best trial; `damaged` and None if either cannot be read."""
     try:
         data, best = stored_settings(study).get("data", {}), best_trial(study)
+        goals_of(study)  # by which the best is named
     except (StorageError, json.JSONDecodeError):
         return "damaged", None
     name, root = (data.get(key, "?") for key in ("name", "root")) if isinstance(data, dict) else ("?", "?")

@@ -11,7 +11,8 @@ from fbsearch.config.export_file import Export, Searched
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.files import FileKind
 from fbsearch.messages import EpochStats
-from fbsearch.study.study import best_trials, stored_config, stored_dataset
+from fbsearch.study.front import read_front
+from fbsearch.study.study import best_trials, goals_of, stored_config, stored_dataset
 from fbsearch.study.trial_record import (
     FINISHED,
     TrialRecord,
@@ -20,6 +21,8 @@ from fbsearch.study.trial_record import (
     is_finished,
     is_infeasible,
     is_race_run,
+    num_epochs,
+    score_of,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +43,22 @@ def export_best(study: optuna.Study, *, top: int) -> Export:
     if not best:
         raise StorageError(f"the study {study.study_name!r} has no complete trial yet; `fbsearch run` goes on with it")
     return _export_ranked(study, dict(enumerate(best, start=1)))
+
+
+def export_front(study: optuna.Study) -> Export:
+    """Return the Pareto front, the best of the first objective first, each trial with its rank in the study.
+
+    StorageError if the study has one goal, if no trial is complete yet, or one is damaged.
+    """
+    goals = goals_of(study)
+    if len(goals) == 1:
+        raise StorageError(f"the study {study.study_name!r} has one goal, {goals[0]}, and so no Pareto front")
+    numbers = read_front(study, goals).values
+    best = best_trials(study, len(study.get_trials(deepcopy=False)))
+    ranked = {rank: trial for rank, trial in enumerate(best, start=1) if trial.number in numbers}
+    if not ranked:
+        raise StorageError(f"the study {study.study_name!r} has no complete trial yet; `fbsearch run` goes on with it")
+    return _export_ranked(study, ranked)
 
 
 def export_trial(study: optuna.Study, number: int) -> Export:
@@ -69,7 +88,7 @@ def _why_not_exported(trial: FrozenTrial) -> str:
     if is_infeasible(trial):
         return f"was not trained{message}"
     if trial.state == TrialState.PRUNED:
-        epochs = len(trial.intermediate_values)
+        epochs = num_epochs(trial)
         return f"was pruned after epoch {epochs}, so that its score is not one of a whole training"
     if trial.state == TrialState.FAIL:
         return f"{'failed' if is_failure(trial) else 'was interrupted'}{message}"
@@ -88,12 +107,18 @@ def _export_ranked(study: optuna.Study, ranked: dict[int, FrozenTrial]) -> Expor
 
 def _export(study: optuna.Study, ranked: dict[int, FrozenTrial]) -> Export:
     dataset, records = stored_dataset(study), [TrialRecord.of(trial) for trial in ranked.values()]
+    goals = goals_of(study)
+
+    def named(trial: FrozenTrial) -> dict[str, float] | None:
+        return None if goals == ("val_accuracy",) else dict(zip(goals, trial.values, strict=True))
+
     shape = {key: dataset[key] for key in ("num_classes", "in_channels", "image_size")}
     configs = [
         {
             "rank": rank,
             "trial": trial.number,
-            "value": trial.value,
+            "value": trial.values[0],
+            "goals": named(trial),
             "num_parameters": record.num_parameters,
             **shape,
             **(record.config or {}),
@@ -115,12 +140,12 @@ def _searched(study: optuna.Study) -> Searched | None:
     finished = [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if is_finished(trial)]
     records, num_train = list(map(TrialRecord.of, finished)), stored_dataset(study)["num_train"]
     if config.train.budget is None:
-        num_images = [num_train * len(trial.intermediate_values) for trial in finished]
+        num_images = [num_train * num_epochs(trial) for trial in finished]
     else:  # no whole passes
         num_images = [sum(EpochStats(**epoch).num_images for epoch in one.history or []) for one in records]
     compute = {
         "num_trials": len(finished),
-        "num_epochs": sum(len(trial.intermediate_values) for trial in finished),
+        "num_epochs": sum(map(num_epochs, finished)),
         "train_flops": sum((record.flops or 0) * num for record, num in zip(records, num_images, strict=True)),
         "seconds": sum(record.seconds or 0 for record in records),
     }
@@ -135,17 +160,26 @@ def listed_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def trial_table(study: optuna.Study) -> "pandas.DataFrame":
-    """Return listed_trials as rows: number, state, value, sampled parameters, costs, times, failure."""
+    """Return listed_trials as rows: number, state, value, sampled parameters, costs, times, failure.
+
+    `value` is that of the first goal, after the last epoch where a trial has not come to its end; further objectives
+    are columns of their names, empty for such trials.
+    """
     import pandas
 
-    rows = []
+    rows, others = [], goals_of(study)[1:]
     for trial in listed_trials(study):
         record = TrialRecord.of(trial)
         state = "infeasible" if is_infeasible(trial) else trial.state.name.lower()
-        row: dict[str, Any] = {"trial": trial.number, "state": state, "value": trial.value}
+        row: dict[str, Any] = {
+            "trial": trial.number,
+            "state": state,
+            "value": score_of(trial) if trial.state in FINISHED else None,
+        }
         row |= trial.params
         row |= {key: getattr(record, key) for key in ("num_parameters", "flops", "seconds", "device")}
-        row["epochs"] = len(trial.intermediate_values)
+        row |= dict(zip(others, trial.values[1:] if trial.values else [None] * len(others), strict=True))
+        row["epochs"] = num_epochs(trial)
         row |= {"started": trial.datetime_start, "ended": trial.datetime_complete}
         row["seed"] = (record.config or {}).get("seed")
         row["failure"] = record.failure and record.failure.message

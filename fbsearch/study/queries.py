@@ -6,6 +6,7 @@ Optuna's own ways to count trials, or to find those of a value, read every trial
 
 import collections
 import datetime
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import optuna
 import sqlalchemy
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.messages import FailureKind
@@ -96,7 +98,10 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     race = read_race(study)
     if race is not None:
         number = max(race.accuracies, key=race.mean)
-        return study._storage.get_trial(study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+        return trial_of(study, number)
+    if len(study.directions) > 1:
+        found = complete_values(study)
+        return trial_of(study, found[0][0]) if found else None
     if isinstance(study._storage, optuna.storages.InMemoryStorage):
         return min(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=rank_order, default=None)
     try:
@@ -162,6 +167,41 @@ def _tied_trials(study: optuna.Study, value: float) -> Iterator[tuple[int, int, 
     )
     for size, number, trial_id in _rows(study, query):
         yield (0 if size is None else json.loads(size), number, trial_id)
+
+
+def complete_values(study: optuna.Study) -> list[tuple[int, tuple[float, ...]]]:
+    """Return (number, values) of the complete trials without duplicates, the best first (rank_order)."""
+    if isinstance(study._storage, optuna.storages.InMemoryStorage):
+        order = functools.partial(rank_order, directions=study.directions)
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [(trial.number, tuple(trial.values)) for trial in sorted(complete, key=order) if not is_duplicate(trial)]
+    trial, attribute, score = models.TrialModel, models.TrialUserAttributeModel, models.TrialValueModel
+    is_mark = (attribute.trial_id == trial.trial_id) & attribute.key.in_((NUM_PARAMETERS, DUPLICATE_OF))
+    is_ours = (trial.study_id == study._study_id) & (trial.state == TrialState.COMPLETE)
+    scores = sqlalchemy.select(trial.number, score.objective, score.value, score.value_type).join(score).where(is_ours)
+    marks = sqlalchemy.select(trial.number, attribute.key, attribute.value_json).join(attribute, is_mark).where(is_ours)
+    values: dict[int, dict[int, float]] = {}
+    for number, objective, stored, kind in _rows(study, scores):
+        values.setdefault(number, {})[objective] = score.stored_repr_to_value(stored, kind)
+    sizes, duplicates = dict[int, int](), set[int]()
+    for number, key, text in _rows(study, marks):  # read later: a trial that has ended since then is not in `values`
+        if key == DUPLICATE_OF:
+            duplicates.add(number)
+        else:
+            sizes[number] = json.loads(text)
+    signs = [-1 if way == StudyDirection.MAXIMIZE else 1 for way in study.directions]
+    found = [(number, tuple(own[goal] for goal in sorted(own))) for number, own in values.items()]
+
+    def order_of(item: tuple[int, tuple[float, ...]]) -> tuple[float, ...]:
+        number, own = item
+        return (*(sign * value for sign, value in zip(signs, own, strict=True)), sizes.get(number, 0), number)
+
+    return sorted((item for item in found if item[0] not in duplicates), key=order_of)
+
+
+def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
+    """Return the trial of a number; reads it alone."""
+    return study._storage.get_trial(study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
 
 
 def _rows(study: optuna.Study, query: sqlalchemy.Executable) -> list[Any]:

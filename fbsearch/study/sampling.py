@@ -19,6 +19,7 @@ from fbsearch.config.space import (
     values,
 )
 from fbsearch.config.study_file import SearchConfig, StudyConfig
+from fbsearch.study.pareto_pruner import ParetoHalvingPruner
 from fbsearch.study.trial_record import TrialRecord
 
 
@@ -28,7 +29,10 @@ def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.Ba
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if search.sampler == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, group=True)
+            # With several objectives `group` would be left alone only with a warning.
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+        if search.sampler == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed)
         if search.sampler == "cmaes":
             return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         if search.sampler == "gp":
@@ -38,9 +42,11 @@ def make_sampler(search: SearchConfig, *, num_trials: int) -> optuna.samplers.Ba
 
 
 def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
-    """Return Optuna's pruner, with resources in epochs."""
+    """Return Optuna's pruner, with resources in epochs; one of ours for several objectives."""
     searched = config.space.get("train.epochs")
     epochs = config.train.epochs if searched is None else max(values("train.epochs", searched, most=MAX_GRID))
+    if config.search.objectives is not None and config.search.pruner != "none":
+        return ParetoHalvingPruner(config.search.objectives, min_resource=-(-epochs // 4), reduction_factor=4)
     match config.search.pruner:
         case "median":
             # n_min_trials, because duplicates count among the start-up trials and have no learning curve.
@@ -52,6 +58,13 @@ def make_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
             return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
         case "none":
             return optuna.pruners.NopPruner()
+
+
+def should_prune(study: optuna.Study, trial: optuna.Trial) -> bool:
+    """Return True if the study's pruner stops a running trial after its last epoch."""
+    if len(study.directions) == 1:
+        return trial.should_prune()  # which Optuna refuses with several objectives
+    return study.pruner.prune(study, study.get_trials(deepcopy=False)[trial.number])
 
 
 def sample(trial: optuna.Trial, config: StudyConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
+import functools
 import json
 import os
 import socket
@@ -17,12 +18,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from fbsearch.config.goals import GOALS, OF_CLASSES
 from fbsearch.config.space import NEUTRAL_FIELDS
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.errors import ConfigError, SearchError, StorageError
 from fbsearch.messages import ClassSample, DatasetInfo, Samples
 from fbsearch.study.buffered_storage import BufferedStorage
 from fbsearch.study.database import hide_password
+from fbsearch.study.front import read_front
 from fbsearch.study.queries import StudyRow, best_trial, count_trials, list_rows
 from fbsearch.study.race_result import read_race
 from fbsearch.study.sampling import make_pruner, make_sampler
@@ -53,12 +56,17 @@ def create_study(
     for _ in config.corners():
         pass  # each is checked as it is made: values that cannot be used together are refused before anything is stored
     opened = BufferedStorage(storage) if isinstance(storage, optuna.storages.RDBStorage) else storage
-    study = optuna.create_study(storage=opened, study_name=config.name, direction="maximize", load_if_exists=True)
+    ways = optuna.study.StudyDirection
+    directions = [ways.MAXIMIZE if GOALS[goal].is_maximized else ways.MINIMIZE for goal in config.search.goals]
+    study = optuna.create_study(storage=opened, study_name=config.name, directions=directions, load_if_exists=True)
     trials = study.get_trials(deepcopy=False)
-    if study.directions != [optuna.study.StudyDirection.MAXIMIZE] or (trials and not is_ours(study.user_attrs)):
+    is_known, is_other = is_ours(study.user_attrs), study.directions != directions
+    if not is_known and (trials or is_other):
         raise ConfigError(f"the study {config.name!r} was not made by fbsearch; --name NAME starts a new one")
-    if trials or (is_searched and is_ours(study.user_attrs)):
+    if trials or (is_known and (is_searched or is_other)):
         _check_unchanged(stored_config(study), config)
+    if is_other:  # though its settings are ours
+        raise StorageError(f"the study {config.name!r} is damaged: its objectives are not those of its settings")
     study.set_user_attr(CONFIG, config.model_dump(mode="json"))
     study.sampler = make_sampler(config.search, num_trials=len(trials))
     study.pruner = make_pruner(config)
@@ -101,6 +109,19 @@ def stored_settings(study: optuna.Study) -> dict[str, Any]:
     return _stored_mapping(study, CONFIG)
 
 
+def goals_of(study: optuna.Study) -> tuple[str, ...]:
+    """Return the goals of a study, by which its trials' values are named. StorageError if its settings are damaged."""
+    search = stored_settings(study).get("search", {})
+    objectives = search.get("objectives") if isinstance(search, dict) else None
+    goals = tuple(objectives or [search.get("metric", "val_accuracy")]) if isinstance(search, dict) else ()
+    if len(goals) != len(study.directions) or not set(goals) <= set(GOALS):
+        raise StorageError(
+            f"the study {study.study_name!r} was made by another version of fbsearch, or is damaged: its goals are "
+            f"not known ({', '.join(map(str, goals)) or 'none'})"
+        )
+    return goals
+
+
 def stored_dataset(study: optuna.Study) -> dict[str, Any]:
     """Return the fields of DatasetInfo that are stored; {} before a worker has loaded the data."""
     return _stored_mapping(study, DATASET)
@@ -137,6 +158,16 @@ def store_dataset(study: optuna.Study, dataset: DatasetInfo, *, must_be_same: bo
             "results cannot be compared; --name NAME starts a new study"
         )
     study.set_user_attr(DATASET, now)
+
+
+def check_classes(config: StudyConfig, dataset: DatasetInfo) -> None:
+    """ConfigError if a goal is a mean over classes, and the data have one class."""
+    found = [goal for goal in config.search.goals if goal in OF_CLASSES]
+    if found and dataset.num_classes < 2:
+        raise ConfigError(
+            f"search.metric, search.objectives: {' and '.join(found)} need at least two classes, and the data have "
+            f"{dataset.num_classes}; take val_accuracy, or other data"
+        )
 
 
 def check_same_dataset(first: DatasetInfo, later: DatasetInfo, *, where: str) -> None:
@@ -248,8 +279,8 @@ def _check_unchanged(stored: StudyConfig, config: StudyConfig) -> None:
 
 def _compared(config: StudyConfig) -> Iterator[tuple[str, Any]]:
     sections = config.model_dump(mode="json")
-    # The limits too: the sampler has learned from the old ones.
-    sections["search"] = {"limits": sections["search"]["limits"]}
+    # What is searched for, and the limits: the sampler has learned from the old ones.
+    sections["search"] = {key: sections["search"][key] for key in ("metric", "objectives", "limits")}
     for section in ("data", "model", "train", "space", "search"):
         for key, value in sections[section].items():
             yield f"{section}.{key}", value
@@ -262,12 +293,12 @@ def best_trials(study: optuna.Study, top: int) -> list[FrozenTrial]:
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     race = read_race(study)
-    order = rank_order if race is None else race.rank_order
+    order = functools.partial(rank_order, directions=study.directions) if race is None else race.rank_order
     return sorted((trial for trial in complete if not is_duplicate(trial)), key=order)[:top]
 
 
 def is_among_best(study: optuna.Study, value: float, top: int) -> bool:
-    """Return True if a trial that is about to end with `value` will be among the `top` best complete ones."""
+    """Return True if a trial that is about to end with `value`, of its first goal, can be among the `top` best."""
     best = best_trials(study, top)
     return len(best) < top or value >= best[-1].values[0]
 
@@ -278,7 +309,7 @@ def status(study: optuna.Study, *, url: str) -> dict[str, Any]:
     Counts in the database and reads the best trial alone: 0.04 s for 10,000 trials, all of which take 17 s to read.
     """
     counts = count_trials(study)
-    best, race = best_trial(study), read_race(study)
+    goals, best, race = goals_of(study), best_trial(study), read_race(study)
     return {
         "study": study.study_name,
         "storage": hide_password(url),
@@ -289,6 +320,14 @@ def status(study: optuna.Study, *, url: str) -> dict[str, Any]:
         "num_waiting": counts[TrialState.WAITING],
         "num_infeasible": counts["infeasible"],
         "num_duplicates": counts["duplicate"],
-        "best": best and {"trial": best.number, "value": best.value, "config": TrialRecord.of(best).config},
+        "metric": goals[0],
+        "best": best
+        and {
+            "trial": best.number,
+            "value": best.values[0],
+            "values": dict(zip(goals, best.values, strict=True)),
+            "config": TrialRecord.of(best).config,
+        },
         "race": race and race.as_list(),
+        "front": read_front(study, goals).as_list() if len(goals) > 1 else None,
     }

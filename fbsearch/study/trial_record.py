@@ -27,22 +27,24 @@ behind every feasible trial, by the excess; a duplicate has the state and the va
 
 import contextlib
 import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import LEVELS
-from fbsearch.messages import Attention, Epoch, EpochStats, FailureKind, Started
+from fbsearch.messages import FailureKind
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # The keys by which queries of the database find trials (queries.py).
 FAILURE, DUPLICATE_OF, NUM_PARAMETERS = "failure", "duplicate_of", "num_parameters"
 RACE_OF, RACE_ACCURACY = "race_of", "race_accuracy"
 FOLLOWS_FAILURE = "follows_failure"
+# Read at the rungs of ParetoHalvingPruner.
+CURVE = "curve"
 # What a coordinator never reads of a finished trial, after it has begun.
 DETAILS = ("config", "environment", "execution", "history", "attention", "traceback")
 
@@ -78,6 +80,8 @@ class TrialRecord:
     worker: int | None = None
     environment: dict[str, Any] | None = None  # {"versions": {package: version}, "git_commit": ...}
     execution: dict[str, Any] | None = None  # an Execution
+    # Stored after each epoch, with several objectives: their values. With one they are Optuna's intermediate values.
+    curve: list[list[float]] | None = None
     # Stored at the end.
     history: list[dict[str, Any]] | None = None  # EpochStats
     seconds: float | None = None  # since the worker got it
@@ -148,10 +152,31 @@ def describe_untrained_of(trials: list[FrozenTrial]) -> str:
     return describe_untrained(sum(map(is_infeasible, trials)), sum(map(is_duplicate, trials)))
 
 
-def rank_order(trial: FrozenTrial) -> tuple[float, int, int]:
-    """Return the sort key of complete trials, the best first: by value, then fewer parameters, then lower number."""
-    assert trial.value is not None
-    return (-trial.value, trial.user_attrs.get(NUM_PARAMETERS, 0), trial.number)
+def rank_order(
+    trial: FrozenTrial, *, directions: Sequence[StudyDirection] = (StudyDirection.MAXIMIZE,)
+) -> tuple[float, ...]:
+    """Return the sort key of complete trials, the best first: by value, then fewer parameters, then lower number.
+
+    With several objectives the first one decides, of equal ones the second, and so on: no trial dominates the best.
+    """
+    assert trial.values is not None
+    losses = [-v if way == StudyDirection.MAXIMIZE else v for v, way in zip(trial.values, directions, strict=True)]
+    return (*losses, trial.user_attrs.get(NUM_PARAMETERS, 0), trial.number)
+
+
+def num_epochs(trial: FrozenTrial) -> int:
+    """Return how many epochs a trial has trained."""
+    return max(len(trial.intermediate_values), len(trial.user_attrs.get(CURVE, ())))
+
+
+def score_of(trial: FrozenTrial) -> float | None:
+    """Return the value of a trial's first goal: at its end, or after its last epoch; None before the first."""
+    if trial.values:
+        return float(trial.values[0])
+    if trial.intermediate_values:
+        return float(trial.intermediate_values[max(trial.intermediate_values)])
+    curve = trial.user_attrs.get(CURVE)
+    return float(curve[-1][0]) if curve else None
 
 
 def trial_config(trial: FrozenTrial | optuna.Trial) -> TrialConfig:
@@ -162,45 +187,6 @@ def trial_config(trial: FrozenTrial | optuna.Trial) -> TrialConfig:
 def sampled_names(trial: FrozenTrial) -> list[str]:
     """Return the dotted names that were sampled for a trial; the stages' levels are one field."""
     return list(dict.fromkeys(LEVELS if name.startswith(LEVELS) else name for name in trial.params))
-
-
-@dataclasses.dataclass
-class RunningTrial:
-    """A trial that a worker has, and what is stored while it runs."""
-
-    trial: optuna.Trial
-    config: TrialConfig
-    worker: int
-    race_of: int | None = None  # the trial that it runs again, in the final race
-    history: list[EpochStats] = dataclasses.field(default_factory=list)
-    handed_out: float = dataclasses.field(default_factory=time.monotonic)
-
-    def store_start(self, event: Started, *, device: str, environment: dict[str, Any]) -> None:
-        """Store the costs, the device, and the versions of the code."""
-        TrialRecord(
-            num_parameters=event.num_parameters,
-            flops=event.flops,
-            memory_mib=event.memory_mib,
-            device=device,
-            worker=self.worker,
-            environment=environment,
-        ).store(self.trial)
-
-    def store_epoch(self, event: Epoch) -> None:
-        """Report an epoch to the pruner, and store how the steps are executed where the event says so."""
-        if event.execution is not None:
-            TrialRecord(execution=dataclasses.asdict(event.execution)).store(self.trial)
-        self.history.append(event.stats)
-        self.trial.report(event.stats.val_accuracy, step=event.stats.epoch)
-
-    def store_history(self) -> None:
-        """Store all epochs and the seconds since the worker got the trial, before the trial is ended."""
-        history = [dataclasses.asdict(stats) for stats in self.history]
-        TrialRecord(history=history, seconds=time.monotonic() - self.handed_out).store(self.trial)
-
-    def store_attention(self, attention: Attention) -> None:
-        """Store the attention maps."""
-        TrialRecord(attention=dataclasses.asdict(attention)).store(self.trial)
 
 
 def set_constraints(study: optuna.Study, trial: optuna.Trial, constraints: dict[str, float]) -> None:
@@ -239,7 +225,7 @@ def tell_duplicate(study: optuna.Study, trial: optuna.Trial, *, of: FrozenTrial)
     if of.state == TrialState.PRUNED and of.intermediate_values:
         step, value = max(of.intermediate_values.items())
         trial.report(value, step)
-    study.tell(trial, of.value if of.state == TrialState.COMPLETE else None, state=of.state)
+    study.tell(trial, of.values if of.state == TrialState.COMPLETE else None, state=of.state)
 
 
 def fail(study: optuna.Study, number: int, *, kind: str, message: str) -> None:

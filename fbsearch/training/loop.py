@@ -11,7 +11,7 @@ from torch import nn
 
 from fbsearch.config.models import TrainConfig, TrialConfig
 from fbsearch.data.dataset import Dataset
-from fbsearch.messages import EpochStats, Execution
+from fbsearch.messages import EpochStats, Execution, kept_epoch
 from fbsearch.training.distributed import Team
 from fbsearch.training.run import Run, Stopped, TrainState
 
@@ -78,6 +78,4 @@ def train(
 
 def final_accuracy(history: list[EpochStats], config: TrainConfig) -> float:
     """Return the validation accuracy of the weights that a run with these epochs has kept."""
-    if config.keep_best:
-        return max(stats.val_accuracy for stats in history)
-    return history[-1].val_accuracy
+    return kept_epoch(history, keep_best=config.keep_best).val_accuracy

@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import nn
 
+from fbsearch.config.goals import OF_CLASSES
 from fbsearch.config.models import TrialConfig
 from fbsearch.data.augment import augment
 from fbsearch.data.dataset import VALIDATION_BATCH, Dataset, batches, count_batches
@@ -30,7 +31,7 @@ from fbsearch.training.budget import (
 from fbsearch.training.cuda_graph import CaptureError, restore_afterwards
 from fbsearch.training.devices import choose_dtype, memory_mib
 from fbsearch.training.distributed import Team
-from fbsearch.training.evaluation import evaluate, mean_figures
+from fbsearch.training.evaluation import Scores, mean_scores, score
 from fbsearch.training.optimizers import make_optimizer, make_scheduler
 from fbsearch.training.step import GraphEvaluation, GraphStep, TrainStep, reason_for_eager
 
@@ -179,24 +180,26 @@ class Run:
         started = time.perf_counter()
         train_loss, train_accuracy, num_images = self._train()
         trained = time.perf_counter()
-        val_loss, val_accuracy = self._validate() if len(self.data.val.labels_N) else (math.nan, math.nan)
+        scores = self._validate() if len(self.data.val.labels_N) else Scores(math.nan, math.nan)
         ended = time.perf_counter()
         self.epoch += 1
         stats = EpochStats(
             epoch=self.epoch,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_loss=scores.loss,
+            val_accuracy=scores.accuracy,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=ended - started,
             step_seconds=trained - started,
             val_seconds=ended - trained,
             images_per_second=num_images / (trained - started),
             memory_mib=memory_mib(self.device),
+            macro_f1=scores.macro_f1,
+            balanced_accuracy=scores.balanced_accuracy,
         )
-        if val_accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = val_accuracy, self.epoch
+        if scores.accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = scores.accuracy, self.epoch
             if self.config.train.keep_best:
                 self.best_weights = copy.deepcopy(self.model.state_dict())
         return stats
@@ -242,8 +245,13 @@ class Run:
         scale = self.team.loss_scale(len(own_B), len(labels_B))
         self.step(self.team.part(images_BCHW), own_B, loss_scale=scale)
 
-    def _validate(self) -> tuple[float, float]:
-        """Return loss and accuracy on the validation split, as a CUDA graph if the steps are one."""
+    @property
+    def _counted_classes(self) -> int | None:
+        """The number of classes where a goal needs each class's answers."""
+        return self.data.info.num_classes if set(self.config.goals) & set(OF_CLASSES) else None
+
+    def _validate(self) -> Scores:
+        """Return the figures of the validation split, computed as a CUDA graph if the steps are one."""
         split = self.data.val
         # A reason means that the capture of validation has failed before.
         if isinstance(self.step, GraphStep) and self.step.execution == Execution("graph"):
@@ -252,10 +260,13 @@ class Run:
             except CaptureError as error:
                 self._end_evaluation()
                 self.step.execution = Execution("graph", f"training steps only, of validation: {error}")
-        loss, accuracy = evaluate(self.model, self.data, split, dtype=self.step.dtype, team=self.team)
-        return _check_finite(loss, "validation"), accuracy
+        found = score(
+            self.model, self.data, split, dtype=self.step.dtype, team=self.team, num_classes=self._counted_classes
+        )
+        _check_finite(found.loss, "validation")
+        return found
 
-    def _validate_in_graph(self, step: GraphStep) -> tuple[float, float]:
+    def _validate_in_graph(self, step: GraphStep) -> Scores:
         split = self.data.val
         if self.evaluation is None:
             self.evaluation = GraphEvaluation(
@@ -266,9 +277,11 @@ class Run:
                 batch_size=VALIDATION_BATCH,
                 device=self.device,
                 pool=step.pool,
+                num_classes=self._counted_classes,
             )
-        loss, accuracy = mean_figures(self.evaluation(split.images_NCHW, split.labels_N), split)
-        return _check_finite(loss, "validation"), accuracy
+        found = mean_scores(self.evaluation(split.images_NCHW, split.labels_N), split)
+        _check_finite(found.loss, "validation")
+        return found
 
     def _end_evaluation(self) -> None:
         if self.evaluation is not None:

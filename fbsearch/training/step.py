@@ -82,26 +82,38 @@ def describe_execution(execution: Execution) -> str:
 class Totals:
     """Sums over batches, on the device: the loss in nats and the number of correct images.
 
-    They change in place, so that a CUDA graph can add to them.
+    `classes_3K`, where it is wanted, counts for each class the images of it, those said to be of it, and those that
+    are both. All change in place, so that a CUDA graph can add to them.
     """
 
     loss: torch.Tensor
     num_correct: torch.Tensor
+    classes_3K: torch.Tensor | None = None
 
     @classmethod
-    def on(cls, device: torch.device) -> "Totals":
-        """Return zeros on a device."""
-        return cls(torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64))
+    def on(cls, device: torch.device, *, num_classes: int | None = None) -> "Totals":
+        """Return zeros on a device; `num_classes` None counts no classes."""
+        classes_3K = None if num_classes is None else torch.zeros(3, num_classes, device=device, dtype=torch.int64)
+        return cls(torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64), classes_3K)
 
     def reset(self) -> None:
-        """Set both to zero."""
+        """Set all to zero."""
         self.loss.zero_()
         self.num_correct.zero_()
+        if self.classes_3K is not None:
+            self.classes_3K.zero_()
 
     def add(self, loss: torch.Tensor, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> None:
-        """Add a batch; `loss` is the sum over its images."""
+        """Add a batch; `loss` is the sum over its images. Labels of PADDING count nowhere."""
         self.loss += loss
-        self.num_correct += (logits_BK.argmax(dim=1) == labels_B).sum()
+        said_B = logits_BK.argmax(dim=1)
+        is_right_B = said_B == labels_B
+        self.num_correct += is_right_B.sum()
+        if self.classes_3K is not None:
+            is_image_B = (labels_B != PADDING).long()
+            self.classes_3K[0].scatter_add_(0, labels_B.clamp(min=0), is_image_B)
+            self.classes_3K[1].scatter_add_(0, said_B, is_image_B)
+            self.classes_3K[2].scatter_add_(0, said_B, is_right_B.long())
 
 
 @dataclass
@@ -248,12 +260,15 @@ class GraphEvaluation:
 
     def __init__(
         self, model: nn.Module, images_NCHW: torch.Tensor, *, normalise: Normalise, dtype: torch.dtype, batch_size: int,
-        device: torch.device, pool: Callable[[], Any],
+        device: torch.device, pool: Callable[[], Any], num_classes: int | None = None,
     ) -> None:  # fmt: skip
-        """`pool` is called before the capture and returns the memory pool of graphs that never run beside this one."""
+        """`pool` is called before the capture and returns the memory pool of graphs that never run beside this one.
+
+        `num_classes`: count the answers of each class, too.
+        """
         self._model, self._normalise, self._dtype = model, normalise, dtype
         self._device, self._pool = device, pool
-        self._totals = Totals.on(device)
+        self._totals = Totals.on(device, num_classes=num_classes)
         self._images_BCHW = images_NCHW[:batch_size].to(device, copy=True)
         self._labels_B = torch.full((len(self._images_BCHW),), PADDING, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None

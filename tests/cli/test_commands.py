@@ -413,7 +413,7 @@ def test_status_json_is_one_object_with_the_documented_keys(fbsearch: Fbsearch, 
     assert (content["study"], content["storage"]) == ("digits", searched)
     counts = [content[f"num_{kind}"] for kind in ("complete", "pruned", "failed", "running")]
     assert counts == [3, 1, 1, 0]
-    assert content["best"].keys() == {"trial", "value", "config"}
+    assert content["best"].keys() == {"trial", "value", "values", "config"}
     assert (content["best"]["trial"], content["best"]["value"]) == (1, 0.9)
 
 

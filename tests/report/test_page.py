@@ -317,9 +317,9 @@ def test_report_of_a_configuration_of_another_version_shows_it_as_it_is(storage:
     assert "magic: 7" in Page(write_report(study)).text
 
 
-def test_report_of_several_objectives_is_refused(storage: RDBStorage) -> None:
+def test_report_of_several_objectives_that_are_not_named_is_refused(storage: RDBStorage) -> None:
     study = optuna.create_study(storage=storage, directions=["maximize", "minimize"])
-    with pytest.raises(StorageError, match="has 2 objectives; reports are of one: accuracy"):
+    with pytest.raises(StorageError, match="is damaged: its goals are not known"):
         write_report(study)
 
 

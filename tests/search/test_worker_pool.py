@@ -25,7 +25,7 @@ from fbsearch.messages import (
 )
 from fbsearch.search.hang_detector import MAX_START_SECONDS
 from fbsearch.search.worker_pool import State, WorkerPool
-from fbsearch.study.trial_record import RunningTrial
+from fbsearch.study.running_trial import RunningTrial
 
 DIGITS = DatasetInfo(10, 1, 8, 100, 20, 20, tuple("0123456789"))
 STATS = EpochStats(1, 1.0, 0.5, 1.0, 0.5, 0.01, 1.0, 0.9, 0.1, 100.0, 10.0)

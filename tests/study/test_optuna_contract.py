@@ -54,6 +54,7 @@ def test_only_study_uses_optunas_private_names() -> None:
         (models.TrialModel, "find_or_raise_by_id", ("trial_id", "session", "for_update")),
         (models.StudyModel, "find_or_raise_by_id", ("study_id", "session", "for_update")),
         (models.TrialValueModel, "value_to_stored_repr", ("value",)),
+        (models.TrialValueModel, "stored_repr_to_value", ("value", "float_type")),
         (models.TrialIntermediateValueModel, "intermediate_value_to_stored_repr", ("value",)),
     ],
 )

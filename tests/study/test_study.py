@@ -224,6 +224,7 @@ def test_sampler_of_a_resumed_study_draws_other_numbers(storage: RDBStorage, sam
     [
         ("tpe", optuna.samplers.TPESampler),
         ("random", optuna.samplers.RandomSampler),
+        ("nsga2", optuna.samplers.NSGAIISampler),
         ("cmaes", optuna.samplers.CmaEsSampler),
         ("gp", optuna.samplers.GPSampler),
     ],
@@ -502,7 +503,9 @@ def test_status_keys_and_counts(study: optuna.Study) -> None:
         "num_infeasible": 0,
         "num_duplicates": 0,
         "best": None,
+        "metric": "val_accuracy",
         "race": None,
+        "front": None,
     }
     best = finish(study, 0.75)
     finish(study, 0.5)
@@ -536,8 +539,16 @@ def slow_status(study: optuna.Study) -> dict[str, Any]:
         "num_waiting": states.count(TrialState.WAITING),
         "num_infeasible": sum(map(is_infeasible, trials)),
         "num_duplicates": sum(map(is_duplicate, trials)),
-        "best": best and {"trial": best.number, "value": best.value, "config": best.user_attrs["config"]},
+        "metric": "val_accuracy",
+        "best": best
+        and {
+            "trial": best.number,
+            "value": best.value,
+            "values": {"val_accuracy": best.value},
+            "config": best.user_attrs["config"],
+        },
         "race": None,
+        "front": None,
     }
 
 

@@ -17,7 +17,7 @@ from fbsearch.messages import Execution
 from fbsearch.network.model import FractalBrainNet
 from fbsearch.training.budget import measure_steps
 from fbsearch.training.cuda_graph import CaptureError, capture, restore_afterwards
-from fbsearch.training.evaluation import evaluate, mean_figures
+from fbsearch.training.evaluation import evaluate, mean_scores
 from fbsearch.training.optimizers import DeviceRates, make_optimizer, make_scheduler
 from fbsearch.training.requirements import _make_fake
 from fbsearch.training.step import EAGER_BATCHES, GraphEvaluation, GraphStep, Totals, TrainStep, autocast_forward
@@ -171,7 +171,8 @@ def test_evaluation_in_a_graph_equals_the_eager_one(digits: Dataset, cuda: FakeC
     expected = evaluate(net, digits, digits.train)
     num_batches = -(-len(labels_N) // 50)
     for _ in range(3):
-        assert mean_figures(made(images_NCHW, labels_N), digits.train) == pytest.approx(expected, rel=1e-5)
+        found = mean_scores(made(images_NCHW, labels_N), digits.train)
+        assert (found.loss, found.accuracy) == pytest.approx(expected, rel=1e-5)
     assert [one.num_replays for one in cuda.graphs] == [3 * num_batches - EAGER_BATCHES]
     made.close()
     assert cuda.graphs[0].is_reset
