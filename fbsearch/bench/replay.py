@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fbsearch.bench.common import machine
+from fbsearch.bench.hypervolume import HypervolumeScale
 from fbsearch.bench.replay_page import PAGE, count_workers, write_page
 from fbsearch.bench.replay_records import REPLAY_NAME, ArmScore, Replay, Replays
 from fbsearch.bench.replay_scores import Scale, interquartile_mean, score
@@ -21,7 +22,7 @@ from fbsearch.winners.retrain import lock_folder
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayOptions:
-    """The flags of `fbsearch bench replay`. `output` None is reports/replay/<study>."""
+    """The flags of `fbsearch bench replay`. `output` None is reports/replay/<study>, with the objectives if any."""
 
     arms: Sequence[str]
     reference: str
@@ -29,6 +30,7 @@ class ReplayOptions:
     num_repeats: int = 50
     budget: float = 50.0
     output: Path | None = None
+    objectives: tuple[str, ...] | None = None
     command: str = "fbsearch bench replay"
 
 
@@ -39,9 +41,10 @@ def bench_replay(path: Path, options: ReplayOptions, *, say: Callable[[str], Non
     that are in replay.json already are not repeated, and those of other flags stay. Raises ConfigError for unusable
     files and flags, and where replay.json is of another table or budget; StorageError.
     """
-    arms = parse_arms([options.reference, *options.arms])
+    arms = parse_arms([options.reference, *options.arms], objectives=options.objectives)
     table = read_table(path)
-    folder = options.output or Path("reports", "replay", file_name(table.study.name))
+    name = "-".join([table.study.name, *(options.objectives or ())])
+    folder = options.output or Path("reports", "replay", file_name(name))
     with lock_folder(folder):
         PAGE.check(folder)
         found = _begin(table, folder, options)
@@ -57,8 +60,13 @@ def bench_replay(path: Path, options: ReplayOptions, *, say: Callable[[str], Non
 
 def _begin(table: Table, folder: Path, options: ReplayOptions) -> Replays:
     """Return the replays that are there, or none. ConfigError if they cannot stand beside those of this command."""
-    best = max(row.mean for row in table.rows.values())
-    exhaustive = [best - name_after_all(table, repeat=repeat) for repeat in range(options.num_repeats)]
+    if options.objectives is None:
+        best = max(row.mean for row in table.rows.values())
+        start = sum(row.mean for row in table.rows.values()) / len(table.rows)
+        exhaustive = [best - name_after_all(table, repeat=repeat) for repeat in range(options.num_repeats)]
+    else:
+        scale, best, start = HypervolumeScale.of(table, options.objectives), 1.0, 0.0
+        exhaustive = [best - scale.share_after_all(table, repeat=repeat) for repeat in range(options.num_repeats)]
     now = Replays(
         table=table.path.name,
         table_sha256=hashlib.sha256(table.path.read_bytes()).hexdigest(),
@@ -70,17 +78,18 @@ def _begin(table: Table, folder: Path, options: ReplayOptions) -> Replays:
         num_runs=sum(len(row.runs) for row in table.rows.values()),
         seconds_of_run=round(table.seconds_of_run, 4),
         best_accuracy=best,
-        mean_accuracy=sum(row.mean for row in table.rows.values()) / len(table.rows),
+        mean_accuracy=start,
         exhaustive_regret=round(float(interquartile_mean(np.array(exhaustive), axis=0)), 6),
         budget=options.budget,
         reference=options.reference,
+        objectives=options.objectives,
     )
     path = folder / REPLAY_NAME
     way_out = f"delete it to replay anew, or name another folder with --output (now {folder})"
     before = read_record(path, Replays, way_out=way_out)
     if before is None:
         return now
-    for name in ("table_sha256", "budget"):
+    for name in ("table_sha256", "budget", "objectives"):
         was, wanted = getattr(before, name), getattr(now, name)
         if was != wanted:
             raise ConfigError(f"{path}: has replays of another {name} ({was} -> {wanted}); {way_out}")
@@ -94,7 +103,7 @@ def _add(
     there = {item.key for item in found.replays}
     seconds = found.budget * found.seconds_of_run / num_workers
     new = [
-        replay(table, arm, num_workers=num_workers, repeat=repeat, seconds=seconds)
+        replay(table, arm, num_workers=num_workers, repeat=repeat, seconds=seconds, objectives=found.objectives)
         for repeat in range(num_repeats)
         if (arm.name, num_workers, repeat) not in there
     ]

@@ -15,6 +15,8 @@ REPLAY_NAME = "replay.json"
 class Replay(Record):
     """One search of a table. `incumbents` are the best trials so far: (seconds, accuracy of the unseen seeds).
 
+    With several objectives they are (seconds, hypervolume of the front so far, judged by the unseen seeds, as a share
+    of the table's), which can be above 1.
     `repeat` is the seed of the search and of the runs that it is shown. `exact` is the share of its trials whose
     configuration is in the table; `search_seconds` is the processor's time for all decisions.
     """
@@ -22,7 +24,7 @@ class Replay(Record):
     arm: str
     num_workers: int
     repeat: int
-    incumbents: tuple[tuple[float, Accuracy], ...]
+    incumbents: tuple[tuple[float, float], ...]
     num_trials: int
     num_complete: int
     exact: float
@@ -57,7 +59,8 @@ class ArmScore(Record):
 class Replays(Record):
     """The content of replay.json. `budget` is in whole runs of mean length, shared by all workers.
 
-    `exhaustive_regret` is the interquartile mean of a search's regret that has trained every configuration once.
+    `exhaustive_regret` is the interquartile mean of a search's regret that has trained every configuration once. With
+    `objectives` a regret is the share of the table's hypervolume that is missing.
     """
 
     format: Literal["fbsearch-replay/1"] = "fbsearch-replay/1"
@@ -75,5 +78,6 @@ class Replays(Record):
     exhaustive_regret: float
     budget: float
     reference: str
+    objectives: tuple[str, ...] | None = None
     arms: tuple[ArmScore, ...] = ()
     replays: tuple[Replay, ...] = ()

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import optuna
 
 from fbsearch.bench.common import choose_names
+from fbsearch.bench.hypervolume import HypervolumeScale, check_objectives
 from fbsearch.bench.replay_records import Replay
 from fbsearch.bench.table_executor import TableExecutor, choose_run
 from fbsearch.bench.table_file import Row, Table, TableRun
+from fbsearch.config.goals import PARETO_PRUNERS, SINGLE_SAMPLERS
 from fbsearch.config.study_file import SearchConfig, StudyConfig
 from fbsearch.errors import ConfigError
-from fbsearch.messages import Event
+from fbsearch.messages import Event, Finished
 from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
 from fbsearch.study.sampling import make_pruner
@@ -23,7 +25,7 @@ from fbsearch.study.study import create_study
 ONE_EPOCH = "one_epoch"
 # The share of its seconds that ONE_EPOCH gives to first epochs.
 FIRST_SHARE = 0.5
-SAMPLERS = ("tpe", "random", "cmaes", "gp")
+SAMPLERS = ("tpe", "random", "nsga2", "cmaes", "gp")
 NO_TIMEOUT = 1e9
 
 MakePruner = Callable[[StudyConfig], optuna.pruners.BasePruner]
@@ -56,35 +58,46 @@ class Arm:
         return f"{self.sampler}+{self.pruner}" if self.pruner else self.sampler
 
 
-def parse_arms(names: Sequence[str]) -> list[Arm]:
-    """Return the arms of their names, each once. ConfigError for names that are none."""
+def parse_arms(names: Sequence[str], *, objectives: Sequence[str] | None = None) -> list[Arm]:
+    """Return the arms of their names, each once. ConfigError for names that are none, or have one objective only."""
+    samplers, pruners = tuple(SAMPLERS), tuple(PRUNERS)
+    if objectives is not None:
+        check_objectives(objectives)
+        samplers = tuple(name for name in SAMPLERS if name not in SINGLE_SAMPLERS)
+        pruners = PARETO_PRUNERS
     if not names:
         raise ConfigError(f"--arms: names none; write SAMPLER+PRUNER or {ONE_EPOCH}, several joined by commas")
     arms = []
     for name in dict.fromkeys(names):
         sampler, _, pruner = name.partition("+")
-        if name != ONE_EPOCH:
-            choose_names([sampler], SAMPLERS, flag=f"--arms {name}: sampler")
-            choose_names([pruner], PRUNERS, flag=f"--arms {name}: pruner")
+        if name != ONE_EPOCH or objectives is not None:
+            choose_names([sampler], samplers, flag=f"--arms {name}: sampler")
+            choose_names([pruner], pruners, flag=f"--arms {name}: pruner")
         arms.append(Arm(sampler, pruner))
     return arms
 
 
-def replay(table: Table, arm: Arm, *, num_workers: int, repeat: int, seconds: float) -> Replay:
+def replay(
+    table: Table, arm: Arm, *, num_workers: int, repeat: int, seconds: float, objectives: tuple[str, ...] | None = None
+) -> Replay:
     """Search a table for so many virtual seconds. KeyboardInterrupt if Ctrl-C has stopped the search.
 
-    `repeat` is the seed of the sampler and chooses the table's runs that are shown: all arms see the same.
+    `repeat` is the seed of the sampler and chooses the table's runs that are shown: all arms see the same. With
+    several `objectives` the front's hypervolume stands in the place of the best trial's accuracy.
     """
     if arm.name == ONE_EPOCH:
         return _replay_one_epoch(table, num_workers=num_workers, repeat=repeat, seconds=seconds)
-    config = _with_search(table.study, sampler=arm.sampler, pruner="none", seed=repeat)
+    goals = {} if objectives is None else {"objectives": objectives}
+    config = _with_search(table.study, sampler=arm.sampler, pruner="none", seed=repeat, **goals)
     study = create_study(optuna.storages.InMemoryStorage(), config)
     study.pruner = PRUNERS[arm.pruner](config)
     executor = TableExecutor(table, num_workers=num_workers, draw=repeat)
-    found: dict[int, float] = {}  # the best trials, with the seconds at which they were
+    found: dict[int, float] = {}  # the best trials, or all complete ones, with the seconds at which they were
 
-    def note(state: SearchState, _event: Event | None) -> None:
-        if state.best is not None:
+    def note(state: SearchState, event: Event | None) -> None:
+        if objectives is not None and isinstance(event, Finished):
+            found.setdefault(event.trial, executor.clock())
+        elif objectives is None and state.best is not None:
             found.setdefault(state.best.number, executor.clock())
 
     started = time.process_time()
@@ -95,11 +108,12 @@ def replay(table: Table, arm: Arm, *, num_workers: int, repeat: int, seconds: fl
     if state.end == "interrupted":
         raise KeyboardInterrupt
     chosen = [(when, *executor.runs[number]) for number, when in found.items()]
+    judge = _judge if objectives is None else HypervolumeScale.of(table, objectives).over_time
     return Replay(
         arm=arm.name,
         num_workers=num_workers,
         repeat=repeat,
-        incumbents=_judge(chosen, until=seconds),
+        incumbents=judge(chosen, until=seconds),
         num_trials=len(executor.runs),
         num_complete=state.num_complete,
         exact=executor.num_exact / executor.num_submitted,

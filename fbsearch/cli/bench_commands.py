@@ -227,8 +227,9 @@ def bench_replay(
     arms: Annotated[
         str,
         typer.Option(
-            help="What to compare: SAMPLER+PRUNER, of tpe, random, cmaes, gp and none, percentile_75, median, "
-            "successive_halving, hyperband; or one_epoch: one of many configurations, then the best; joined by commas."
+            help="What to compare: SAMPLER+PRUNER, of tpe, random, nsga2, cmaes, gp and none, percentile_75, "
+            "median, successive_halving, hyperband; or one_epoch: one of many configurations, then the best; joined by "
+            "commas."
         ),
     ] = "random+none,one_epoch,tpe+none,tpe+percentile_75,tpe+median,tpe+hyperband,gp+none",
     reference: Annotated[str, typer.Option(help="The arm to which the others' time is compared.")] = (
@@ -239,6 +240,13 @@ def bench_replay(
     budget: Annotated[
         float, typer.Option(min=1, help="Whole runs of mean length, in whose time the workers share.")
     ] = 50,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="Search for two or three of val_accuracy, val_loss, parameters, flops, joined by commas, and score "
+            "the Pareto front's hypervolume. Arms are of tpe, random, nsga2, gp and none, successive_halving."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for replay.json, regret.svg and README.md; else reports/replay/<study>.")
     ] = None,
@@ -261,6 +269,7 @@ def bench_replay(
         num_repeats=repeats,
         budget=budget,
         output=output,
+        objectives=None if objectives is None else tuple(_split(objectives)),
         command=shlex.join(["fbsearch", *sys.argv[1:]]),
     )
     with _resumable("arms"):

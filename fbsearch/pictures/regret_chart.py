@@ -10,6 +10,8 @@ from fbsearch.pictures.svg import FAINT, INK, RULE, Canvas
 from fbsearch.pictures.training_charts import nice_ticks
 
 PANEL_WIDTH, PANEL_HEIGHT = 270.0, 250.0
+# Of four names in a row.
+LEGEND_WIDTH = 1060
 # What is above the highest regret at this share of the seconds is cut off: every search begins there.
 FIRST_SHARE = 0.1
 
@@ -36,8 +38,10 @@ class _Panel:
         return x, self.top + PANEL_HEIGHT * (self.high - inside) / (self.high - self.low)
 
 
-def draw_regrets(panels: Mapping[str, Sequence[Curve]], *, reference: str, title: str, caption: str) -> str:
-    """Return the SVG; the interval of the curve named `reference` is shaded."""
+def draw_regrets(
+    panels: Mapping[str, Sequence[Curve]], *, reference: str, title: str, caption: str, axis: str = "regret, points"
+) -> str:
+    """Return the SVG; the interval of the curve named `reference` is shaded. `axis` names the regret."""
     canvas = Canvas()
     canvas.text(30, 34, title, size=18, anchor="start", bold=True)
     for number, words in enumerate(textwrap.wrap(caption, 150)):
@@ -45,9 +49,9 @@ def draw_regrets(panels: Mapping[str, Sequence[Curve]], *, reference: str, title
     names = dict.fromkeys(curve.name for curves in panels.values() for curve in sorted(curves, key=lambda c: c.name))
     colors = {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
     for number, (name, curves) in enumerate(panels.items()):
-        _draw_panel(canvas, 70 + 340 * number, 120, curves, colors, title=name, reference=reference)
+        _draw_panel(canvas, 70 + 340 * number, 120, curves, colors, title=name, reference=reference, axis=axis)
     height = _draw_legend(canvas, 424, colors)
-    return canvas.render(max(400, 40 + 340 * len(panels)), height, title=title)
+    return canvas.render(max(LEGEND_WIDTH, 40 + 340 * len(panels)), height, title=title)
 
 
 def _draw_panel(
@@ -59,6 +63,7 @@ def _draw_panel(
     *,
     title: str,
     reference: str,
+    axis: str,
 ) -> None:
     points = [point for curve in curves for point in curve.points]
     seconds = max(point[0] for point in points)
@@ -73,7 +78,7 @@ def _draw_panel(
     for tick in (tick for tick in nice_ticks(0, seconds) if tick <= seconds):
         canvas.text(panel.place(tick, 0)[0], top + PANEL_HEIGHT + 18, f"{tick:g}", size=11, fill=FAINT)
     canvas.text(left + PANEL_WIDTH / 2, top + PANEL_HEIGHT + 36, "virtual seconds", fill=FAINT)
-    canvas.text(left - 44, top + PANEL_HEIGHT / 2, "regret, points", fill=FAINT, turned=True)
+    canvas.text(left - 44, top + PANEL_HEIGHT / 2, axis, fill=FAINT, turned=True)
     for curve in curves:
         color = colors[curve.name]
         if curve.name == reference:

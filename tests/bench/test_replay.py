@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from made_table import SPACE, final_accuracy, make_run, make_runs, write_table
 
+from fbsearch.bench.hypervolume import HypervolumeScale
 from fbsearch.bench.replay_records import Replay
 from fbsearch.bench.replay_scores import NUM_TIMES, Scale, interquartile_mean, score
 from fbsearch.bench.replay_search import ONE_EPOCH, PRUNERS, Arm, name_after_all, parse_arms, replay
 from fbsearch.bench.table_executor import TableExecutor, choose_run, nearest_row, order_runs
 from fbsearch.bench.table_file import Table, read_table
+from fbsearch.errors import ConfigError
 from fbsearch.messages import Epoch, FailureKind, Finished, Started, Stopped
 
 Fbsearch = Callable[..., tuple[int, str, str]]
@@ -107,6 +109,31 @@ def test_replay_prunes_with_every_pruner_but_none(tmp_path: Path, pruner: str) -
     table = read_table(write_table(tmp_path / "t.jsonl.xz", runs, space=space))
     found = replay(table, Arm("random", pruner), num_workers=1, repeat=0, seconds=FOREVER)
     assert found.num_trials == 30 and (found.num_complete == 30) == (pruner == "none")
+
+
+@pytest.mark.parametrize("name", ["nsga2+none", "random+successive_halving"])
+def test_replay_with_objectives_gives_the_hypervolume_of_the_front(tmp_path: Path, name: str) -> None:
+    runs = [run.model_copy(update={"flops": 10 * run.num_parameters}) for run in make_runs()]
+    table = read_table(write_table(tmp_path / "t.jsonl.xz", runs))
+    goals = ("val_accuracy", "flops")
+    (arm,) = parse_arms([name], objectives=goals)
+    found = replay(table, arm, num_workers=2, repeat=0, seconds=FOREVER, objectives=goals)
+    assert found.num_trials == 8 and (found.num_complete == 8) == (arm.pruner == "none")
+    shares = [share for _, share in found.incumbents]
+    # Both widths at the best rate are the table's front: the seeds shift all alike, the seed seen is not counted.
+    assert shares[0] < shares[-1] == pytest.approx(1, abs=0.05)
+    scale = HypervolumeScale.of(table, goals)
+    first = [(row, row.runs[0]) for row in table.rows.values()]
+    assert scale.share(first[:1]) < scale.share(first) == pytest.approx(shares[-1], abs=0.05)
+
+
+def test_arms_with_objectives_are_those_that_have_several() -> None:
+    goals = ("val_accuracy", "flops")
+    for names, message in {"cmaes+none": "sampler", "tpe+median": "pruner", "one_epoch": "sampler"}.items():
+        with pytest.raises(ConfigError, match=message):
+            parse_arms([names], objectives=goals)
+    with pytest.raises(ConfigError, match="--objectives"):
+        parse_arms(["tpe+none"], objectives=("val_accuracy", "memory"))
 
 
 def test_replay_of_a_run_that_failed_goes_on(tmp_path: Path) -> None:
@@ -204,6 +231,15 @@ def test_replay_command_compares_arms_and_writes_page_and_figure(
     assert "random+median" in shown and "one_epoch" in shown and "never" in shown
     there = json.loads((folder / "replay.json").read_text())
     assert [item for item in there["replays"] if item["arm"] != "random+median"] == found["replays"]
+    # With objectives they have a folder of their own.
+    code, _, errors = fbsearch(
+        *command[:3], "--workers", 2, "--repeats", 2, "--objectives", "val_accuracy,parameters", "--arms", "nsga2+none",
+        "--reference", "tpe+none",
+    )  # fmt: skip
+    assert code == 0, errors
+    fronts = tmp_path / "reports" / "replay" / "made-val_accuracy-parameters"
+    assert "hypervolume missing at the end, %" in (fronts / "README.md").read_text()
+    assert json.loads((fronts / "replay.json").read_text())["objectives"] == ["val_accuracy", "parameters"]
     # Nothing stands beside replays of another table or budget.
     code, _, errors = fbsearch(*command[:-1], 7)
     assert code == 1 and "has replays of another budget (6.0 -> 7.0); delete it to replay anew" in errors
@@ -219,7 +255,7 @@ def test_replay_command_compares_arms_and_writes_page_and_figure(
     ("arguments", "code", "message"),
     [
         (("--arms", "tpe"), 1, "--arms tpe: pruner : unknown; allowed: none, median, successive_halving"),
-        (("--arms", "bohb+none"), 1, "--arms bohb+none: sampler bohb: unknown; allowed: tpe, random, cmaes, gp"),
+        (("--arms", "bohb+none"), 1, "--arms bohb+none: sampler bohb: unknown; allowed: tpe, random, nsga2, cmaes, gp"),
         (("--reference", "tpe+x"), 1, "--arms tpe+x: pruner x: unknown"),
         (("--workers", "1.5"), 2, "is not whole numbers joined by commas"),
         (("--workers", "0"), 2, "is not numbers above 0 joined by commas"),
