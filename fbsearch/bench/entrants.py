@@ -11,7 +11,7 @@ from torch import nn
 
 from fbsearch.bench.common import choose_names
 from fbsearch.config.export_file import load_export
-from fbsearch.config.models import COMMON_NETWORK, BudgetConfig, ModelConfig, TrainConfig
+from fbsearch.config.models import COMMON_NETWORK, AugmentConfig, BudgetConfig, DataConfig, ModelConfig, TrainConfig
 from fbsearch.errors import ConfigError
 from fbsearch.messages import ImageShape
 from fbsearch.network.baselines import NET_NAMES, NetName, build_baseline_net, describe_net
@@ -28,11 +28,15 @@ MAX_POINTS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A network and its training, which lacks the budget: the FractalBrainNet of `network`, or the net of that name."""
+    """A network and its training, which lacks the budget: the FractalBrainNet of `network`, or the net of that name.
+
+    `augment` None is the augmentation of the race's study file.
+    """
 
     name: str
     note: str
     train: TrainConfig
+    augment: AugmentConfig | None = None
     network: ModelConfig | NetName
 
     @property
@@ -64,12 +68,16 @@ class Entrant:
         changes = {"epochs": num_points, "warmup_epochs": warmup, "budget": BudgetConfig(seconds=seconds)}
         return self.train.model_copy(update=changes)
 
-    def settings(self, seconds: float) -> dict[str, Any]:
-        """Return all settings of the entrant that change the accuracy of a run, as JSON values."""
+    def data_config(self, data: DataConfig) -> DataConfig:
+        """Return the data of the race with the augmentation of the entrant."""
+        return data if self.augment is None else data.model_copy(update={"augment": self.augment})
+
+    def settings(self, seconds: float, data: DataConfig) -> dict[str, Any]:
+        """Return all settings of a run on the race's data that change its accuracy, as JSON values."""
         train = self.train_config(seconds).model_dump(mode="json", exclude={"cuda_graph", "epochs"})
         network = self.network
         model = network.model_dump(mode="json") if isinstance(network, ModelConfig) else network
-        return {"model": model, "train": train}
+        return {"data": self.data_config(data).model_dump(mode="json"), "model": model, "train": train}
 
 
 def choose_entrants(
@@ -133,6 +141,7 @@ def _exported(path: Path, shape: ImageShape) -> list[Entrant]:
             name=f"rank {config.rank}",
             note=f"trial {config.trial} of the study {export.study}",
             train=_for_race(config.train),
+            augment=config.data.augment,
             network=config.model,
         )
         for config in sorted(export.configs, key=lambda config: config.rank)

@@ -12,13 +12,12 @@ from typing import Any
 
 import optuna
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
-from fbsearch.config.models import AugmentConfig, TrialConfig
+from fbsearch.config.models import AugmentConfig, TrainConfig, TrialConfig
 from fbsearch.config.study_file import StudyConfig, load_study_file
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.network.model import FractalBrainNet
@@ -26,6 +25,7 @@ from fbsearch.study.sampling import make_pruner, make_sampler, sample
 from fbsearch.training import optimizers
 from fbsearch.training.devices import choose_device
 from fbsearch.training.optimizers import make_scheduler
+from fbsearch.training.targets import balanced_weights
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -56,11 +56,37 @@ def make_transform(data: Dataset, augment: AugmentConfig) -> v2.Compose:
         steps.append(v2.RandomHorizontalFlip())
     if augment.shift:
         steps.append(v2.RandomCrop(data.info.image_size, padding=augment.shift, padding_mode="reflect"))
+    if augment.rotation or augment.scale:
+        scale = (1 - augment.scale, 1 + augment.scale)
+        steps.append(v2.RandomAffine(augment.rotation, scale=scale, interpolation=v2.InterpolationMode.BILINEAR))
+    if augment.colour:
+        steps.append(v2.ColorJitter(augment.colour, augment.colour, augment.colour))
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean_C.tolist(), data.std_C.tolist())]
     if augment.cutout:
         share = min(1.0, (augment.cutout / data.info.image_size) ** 2)
         steps.append(v2.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0)))
+    if augment.erasing:
+        steps.append(v2.RandomErasing(p=augment.erasing))
     return v2.Compose(steps)
+
+
+def make_mixing(data: Dataset, augment: AugmentConfig) -> Callable[[Any, Any], Any]:
+    """Return what changes a batch of images and labels: with mixup and cutmix, one of them for each batch."""
+    num_classes = data.info.num_classes
+    ways: list[nn.Module] = []
+    if augment.mixup:
+        ways.append(v2.MixUp(alpha=augment.mixup, num_classes=num_classes))
+    if augment.cutmix:
+        ways.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(ways) if ways else lambda images, labels: (images, labels)
+
+
+def make_criterion(train: TrainConfig, data: Dataset) -> nn.Module:
+    """Return torch's cross-entropy with the study file's smoothing and class weights."""
+    weights_K = None
+    if train.class_weights == "balanced":
+        weights_K = balanced_weights(data.train.labels_N, num_classes=data.info.num_classes)
+    return nn.CrossEntropyLoss(weights_K, label_smoothing=train.label_smoothing)
 
 
 def objective(trial: optuna.Trial, study: StudyConfig, data: Dataset, device: torch.device) -> float:
@@ -76,14 +102,14 @@ def objective(trial: optuna.Trial, study: StudyConfig, data: Dataset, device: to
     val_loader = DataLoader(Images(data.val, make_transform(data, AugmentConfig())), batch_size=256)
     optimizer = make_optimizer(model, config)
     scheduler = make_scheduler(optimizer, config.train, num_steps=config.train.epochs * len(train_loader))
+    mixing, criterion = make_mixing(data, config.data.augment), make_criterion(config.train, data).to(device)
     accuracy = 0.0
     for epoch in range(1, config.train.epochs + 1):
         model.train()
         for images, labels in train_loader:
-            images, labels = images.to(device), labels.to(device)
+            images, labels = mixing(images.to(device), labels.to(device))
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels, label_smoothing=config.train.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
+            criterion(model(images), labels).backward()
             optimizer.step()
             scheduler.step()
         model.eval()

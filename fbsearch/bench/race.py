@@ -20,7 +20,7 @@ from fbsearch.bench.common import describe_machine, machine, torch_threads
 from fbsearch.bench.entrants import MAX_POINTS, Entrant, choose_entrants
 from fbsearch.bench.race_page import PAGE, write_page
 from fbsearch.bench.race_records import RACE_NAME, Race, RaceRun, Standing, rank
-from fbsearch.config.models import ModelConfig, TrialConfig
+from fbsearch.config.models import AugmentConfig, ModelConfig, TrialConfig
 from fbsearch.config.study_file import StudyConfig, load_study_file
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.errors import ConfigError, TrialError
@@ -124,8 +124,10 @@ class _Track:
             found, wanted = before.dataset.get(name), now.dataset[name]
             if found != wanted:
                 raise ConfigError(f"{self.path}: is a race on other data ({name}: {found} -> {wanted}); {way_out}")
-        for name in ("augment", "precision"):
-            found, wanted = getattr(before, name), getattr(now, name)
+        # A field that the version of then did not have was at its default, which does nothing.
+        augment = AugmentConfig().model_dump() | before.augment
+        for name, found in (("augment", augment), ("precision", before.precision)):
+            wanted = getattr(now, name)
             if found != wanted:
                 raise ConfigError(
                     f"{self.path}: is a race with other settings ({name}: {found} -> {wanted}); {way_out}"
@@ -186,10 +188,8 @@ class _Track:
             say(f"{number}/{len(pending)} {result.name}: {found}")
 
     def _plan(self, entrant: Entrant, seconds: float, seed: int) -> RaceRun:
-        data = self.study.data.model_dump(mode="json")
-        settings = {"data": data, **entrant.settings(seconds)}
         key = {"entrant": entrant.name, "trained": entrant.trained, "budget_seconds": seconds, "seed": seed}
-        return RaceRun(**key, settings=settings)
+        return RaceRun(**key, settings=entrant.settings(seconds, self.study.data))
 
     def _write(self, more: list[RaceRun]) -> None:
         """Add runs to the race, or replace those of the same key, and write all files."""
@@ -221,7 +221,7 @@ class _Track:
         torch.manual_seed(run.seed)
         net = entrant.build(self.data.info.shape).to(self.device)
         trial = TrialConfig(
-            data=self.study.data,
+            data=entrant.data_config(self.study.data),
             model=ModelConfig(),  # which the trainer does not read
             train=entrant.train_config(run.budget_seconds, num_points=self._count_points(net, entrant, run)),
             seed=run.seed,

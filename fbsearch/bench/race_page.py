@@ -113,7 +113,7 @@ def _page(race: Race) -> Iterator[str]:
 
 def _conditions(race: Race) -> Iterator[str]:
     seeds, num_runs = len({run.seed for run in race.runs}), len(race.runs)
-    data, change = race.dataset, ", ".join(f"{name} {value}" for name, value in race.augment.items())
+    data, change = race.dataset, ", ".join(f"{name} {value}" for name, value in race.augment.items() if value) or "none"
     is_processor = race.machine["device"] == "cpu" and race.machine["num_threads"] == 1
     shares = [run.curve[-1][0] / run.budget_seconds for run in race.runs if run.curve]
     taken = f" The runs took {min(shares):.0%} to {max(shares):.0%} of theirs." if shares else ""
@@ -126,13 +126,14 @@ def _conditions(race: Race) -> Iterator[str]:
     yield ""
     yield (
         f"{data['num_train']:,} images to train, {data['num_val']:,} to validate, {data['num_classes']} classes, "
-        f"{data['in_channels']} x {data['image_size']} x {data['image_size']}; {change}. The test split is not loaded."
+        f"{data['in_channels']} x {data['image_size']} x {data['image_size']}; augmentation: {change}. "
+        "The test split is not loaded."
     )
     yield ""
     yield (
         f"Seconds are those of the {'processor' if is_processor else 'clock'}, without validation.{taken} Each figure "
-        "is of runs whose whole schedule was made for these seconds. All entrants have the same trainer, data and "
-        "augmentation; the networks named by --networks have the study file's other settings and the one-cycle "
-        "schedule, the ranks of an export their own. The better of several ways to train a network was chosen by these "
-        f"figures. All curves: `{RACE_NAME}`."
+        "is of runs whose whole schedule was made for these seconds. All entrants have the same trainer and "
+        "data; the networks named by --networks have the study file's augmentation and other settings and the "
+        "one-cycle schedule, the ranks of an export their own. The better of several ways to train a network was "
+        f"chosen by these figures. All curves: `{RACE_NAME}`."
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from fbsearch.bench.table_file import Row, Table, TableRun, config_key
 from fbsearch.config.models import TrialConfig
-from fbsearch.config.space import LevelsSpace, RangeSpace
+from fbsearch.config.space import LevelsSpace, RangeSpace, field_value
 from fbsearch.messages import Epoch, EpochStats, Event, Failed, Finished, Ready, Started, Stopped
 from fbsearch.search.proposals import canonical
 
@@ -125,18 +125,13 @@ def nearest_row(table: Table, config: TrialConfig) -> Row:
     The distance of two values is 1 if they differ; in a range it is their share of it, on its scale; of levels it is
     the sum of the stages' differences, a stage that is missing counted as 0.
     """
-    wanted = {name: _field(config, name) for name in table.study.space}
+    wanted = {name: field_value(config, name) for name in table.study.space}
 
     def distance(row: Row) -> float:
         values: Mapping[str, Any] = row.runs[0].values
         return sum(_distance(dim, values[name], wanted[name]) for name, dim in table.study.space.items())
 
     return min(table.rows.values(), key=distance)
-
-
-def _field(config: TrialConfig, name: str) -> Any:
-    section, field = name.split(".")
-    return getattr(getattr(config, section), field)
 
 
 def _distance(dimension: Any, ours: Any, theirs: Any) -> float:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fbsearch.config.goals import GOALS, format_goal
 from fbsearch.config.models import TrialConfig
-from fbsearch.config.space import format_value
+from fbsearch.config.space import field_value, format_value, split_name
 from fbsearch.search.state import SearchState, format_progress
 from fbsearch.study.catalogue import StudySummary
 from fbsearch.study.database import hide_password
@@ -48,7 +48,7 @@ PACE_WINDOW = datetime.timedelta(minutes=10)
 
 def describe(config: TrialConfig, space: Any) -> str:
     """Return a trial's sampled values: `fractal_levels [1, 2], base_channels 16, pattern julia, ...`."""
-    return ", ".join(f"{name.partition('.')[2]} {_format_field(config, name)}" for name in space)
+    return ", ".join(f"{split_name(name)[1]} {format_value(field_value(config, name))}" for name in space)
 
 
 # How fields are written where there is little room; others with their name, such as `drop_path mixed`.
@@ -71,20 +71,13 @@ def describe_short(values: Mapping[str, Any]) -> str:
     for name, value in values.items():
         number = isinstance(value, float) and math.isfinite(value)
         text = f"{value:.2g}".replace("0.", ".", 1) if number and abs(value) < 1 else format_value(value)
-        parts.append(SHORT_FIELDS.get(name, name.partition(".")[2] + " {}").format(text.replace(", ", ",")))
+        parts.append(SHORT_FIELDS.get(name, split_name(name)[1] + " {}").format(text.replace(", ", ",")))
     return " ".join(parts)
 
 
 def sampled_values(config: TrialConfig, space: Iterable[str]) -> dict[str, Any]:
     """Return the values of a configuration by their dotted names."""
-    pairs = {name: name.split(".") for name in space}
-    return {name: getattr(getattr(config, section), field) for name, (section, field) in pairs.items()}
-
-
-def _format_field(config: TrialConfig, name: str) -> str:
-    """Format the value of a dotted name in a configuration for people."""
-    section, field = name.split(".")
-    return format_value(getattr(getattr(config, section), field))
+    return {name: field_value(config, name) for name in space}
 
 
 def format_seconds(seconds: float) -> str:
@@ -106,7 +99,7 @@ def print_best(console: Console, best: FrozenTrial, race: RaceResult | None, goa
         console.print(f"  {race.describe(best.number)}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     for name in sampled_names(best):
-        table.add_row(name, _format_field(config, name))
+        table.add_row(name, format_value(field_value(config, name)))
     record = TrialRecord.of(best)
     table.add_row("parameters", f"{record.num_parameters:,}")
     table.add_row("FLOPs an image", f"{record.flops:,}")
@@ -342,7 +335,8 @@ def _outcome(trial: FrozenTrial) -> str:
 
 def _describe_stored(trial: FrozenTrial) -> str:
     """Return the sampled values of a stored trial, which another version of fbsearch may have stored."""
-    return ", ".join(f"{name.partition('.')[2]} {format_value(value)}" for name, value in _stored_values(trial).items())
+    values = _stored_values(trial).items()
+    return ", ".join(f"{split_name(name)[1]} {format_value(value)}" for name, value in values)
 
 
 def _describe_stored_short(trial: FrozenTrial) -> str:
@@ -351,6 +345,12 @@ def _describe_stored_short(trial: FrozenTrial) -> str:
 
 
 def _stored_values(trial: FrozenTrial) -> dict[str, Any]:
-    config = TrialRecord.of(trial).config or {}
-    parts = [name.partition(".") for name in sampled_names(trial)] if config else []
-    return {f"{section}.{field}": config.get(section, {}).get(field) for section, _, field in parts}
+    config = TrialRecord.of(trial).config
+    return {} if not config else {name: _stored_value(config, name) for name in sampled_names(trial)}
+
+
+def _stored_value(config: dict[str, Any], name: str) -> Any:
+    *sections, field = name.split(".")
+    for section in sections:
+        config = config.get(section, {})
+    return config.get(field)

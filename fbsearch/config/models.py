@@ -74,6 +74,20 @@ class AugmentConfig(StrictModel):
     flip: bool = Field(False, description="mirror left-right with probability 1/2")
     shift: int = Field(0, ge=0, description="pixels; shift by up to this many each way, edges reflected")
     cutout: int = Field(0, ge=0, description="pixels; side of a square that is blanked at a random place, 0 is off")
+    rotation: float = Field(0, ge=0, le=180, description="degrees; rotate by up to this many each way, edges reflected")
+    scale: float = Field(0, ge=0, lt=1, description="shrink or enlarge: 0.2 is 0.8 to 1.2 times, edges reflected")
+    colour: float = Field(
+        0, ge=0, le=1, description="brightness, contrast and saturation: 0.4 is 0.6 to 1.4 times of each"
+    )
+    erasing: float = Field(
+        0, ge=0, le=1, description="probability that a rectangle of 2 to 33% of the image is blanked within it"
+    )
+    mixup: float = Field(
+        0, ge=0, le=100, description="alpha, usually 0.2; blend images and labels by shares from Beta(alpha, alpha)"
+    )
+    cutmix: float = Field(
+        0, ge=0, le=100, description="alpha, usually 1; paste a part of another image, labels mixed by area"
+    )
 
 
 class DataConfig(StrictModel):
@@ -259,6 +273,9 @@ class TrainConfig(StrictModel):
     )
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up; one_cycle has its own")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target given to all classes evenly")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="none | balanced (rare classes weigh more in the loss, so that all weigh the same)"
+    )
     clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null leaves it")
     early_stopping: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better validation accuracy"

@@ -1,4 +1,4 @@
-"""The search space: dimensions under the dotted names of the fields of ModelConfig and TrainConfig.
+"""The search space: dimensions under the dotted names of the fields of a network, its training and its augmentation.
 
 Every value of a dimension is checked against its field here, when a file is read. `study.sampling` turns dimensions
 into suggestions of Optuna.
@@ -8,6 +8,7 @@ import difflib
 import itertools
 import json
 import math
+import operator
 import random
 import typing
 from collections.abc import Iterator, Mapping
@@ -15,10 +16,11 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, model_validator
 
-from fbsearch.config.models import ModelConfig, StrictModel, TrainConfig
+from fbsearch.config.models import AugmentConfig, ModelConfig, StrictModel, TrainConfig
 from fbsearch.errors import printable
 
-SECTIONS: dict[str, type[StrictModel]] = {"model": ModelConfig, "train": TrainConfig}
+AUGMENT = "data.augment"
+SECTIONS: dict[str, type[StrictModel]] = {"model": ModelConfig, "train": TrainConfig, AUGMENT: AugmentConfig}
 # Fields without an effect on results: they cannot be searched, and may change when a study is resumed.
 NEUTRAL_FIELDS = ("train.tensorboard", "train.cuda_graph")
 # The same for all trials of a study, which could not be compared otherwise.
@@ -36,6 +38,19 @@ MAX_CHECKED_VALUES = 4096
 MAX_GRID = 100_000
 # The largest end of a range: sums and quotients of such numbers are finite.
 MAX_NUMBER = 1e18
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the section and the field of a dotted name: ("model", "fractal_levels"), ("data.augment", "scale")."""
+    if name.startswith(f"{AUGMENT}."):
+        return AUGMENT, name.removeprefix(f"{AUGMENT}.")
+    section, _, field = name.partition(".")
+    return section, field
+
+
+def field_value(config: object, name: str) -> Any:
+    """Return the value of a dotted name in a configuration."""
+    return operator.attrgetter(name)(config)
 
 
 def encode_choice(value: Any) -> str | int | float | bool | None:
@@ -159,7 +174,7 @@ DEFAULT_SPACE: dict[str, Any] = {
 
 def _types(name: str) -> tuple[Any, ...]:
     """Return the types of a field: `float | None` has two."""
-    section, field = name.split(".")
+    section, field = split_name(name)
     annotation = SECTIONS[section].model_fields[field].annotation
     return annotation, *typing.get_args(annotation)
 
@@ -176,7 +191,8 @@ def check_space(space: Mapping[str, Any]) -> list[str]:
         if name in COMMON_FIELDS:
             problems.append(f"space.{name}: is the same for all trials; set it in {name.partition('.')[0]}")
         elif name not in FIELDS:
-            close = difflib.get_close_matches(name, FIELDS, n=1)
+            same = [field for field in FIELDS if split_name(field)[1] == name.rpartition(".")[2]]
+            close = same or difflib.get_close_matches(name, FIELDS, n=1)
             hint = f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(FIELDS)
             problems.append(f"space.{printable(name)}: there is no such field; {hint}")
         elif isinstance(dimension, LevelsSpace) and name != LEVELS:
@@ -202,7 +218,7 @@ def _check_dimension(name: str, dimension: Any) -> list[str]:
 
 
 def _check_value(name: str, value: Any) -> str | None:
-    section, field = name.split(".")
+    section, field = split_name(name)
     try:
         # model_construct skips the checks between fields, which need a whole configuration: one field is checked alone.
         SECTIONS[section].__pydantic_validator__.validate_assignment(SECTIONS[section].model_construct(), field, value)

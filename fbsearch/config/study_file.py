@@ -1,7 +1,9 @@
 """The study file: the search space, the training of a network and the settings of a search."""
 
 import contextlib
+import functools
 import itertools
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from fbsearch.config.goals import GOALS, METRICS, PARETO_PRUNERS, SINGLE_SAMPLERS, Metric, Objective
 from fbsearch.config.models import (
     MAX_STUDY_SEED,
+    BudgetConfig,
     DataConfig,
     LimitsConfig,
     ModelConfig,
@@ -18,7 +21,7 @@ from fbsearch.config.models import (
     TrainConfig,
     TrialConfig,
 )
-from fbsearch.config.space import DEFAULT_SPACE, FIELDS, SECTIONS, Dimension, check_space, corners, grid_points
+from fbsearch.config.space import DEFAULT_SPACE, FIELDS, Dimension, check_space, corners, grid_points, split_name
 from fbsearch.config.yaml_format import describe_errors, dump_dimension, read_yaml, to_flow_yaml, validate_content
 from fbsearch.errors import ConfigError
 
@@ -104,7 +107,8 @@ class StudyConfig(StrictModel):
         DEFAULT_SPACE,
         min_length=1,
         max_length=len(FIELDS),
-        description="what is searched: any field of model or train, as {low, high, log, step} or {choices: [...]}",
+        description="what is searched: any field of model, train or data.augment, as {low, high, log, step} or "
+        "{choices: [...]}",
         json_schema_extra={"propertyNames": {"enum": list(FIELDS)}},
     )
     search: SearchConfig = Field(SearchConfig(), description="how it is searched")
@@ -125,14 +129,13 @@ class StudyConfig(StrictModel):
 
     def trial(self, values: dict[str, Any], *, seed: int) -> TrialConfig:
         """Return a trial's configuration. `values` maps dotted names to sampled values; ConfigError if they clash."""
-        sections = {name: getattr(self, name).model_dump() for name in SECTIONS}
+        sections = self.model_dump(include={"data", "model", "train"})
         for name, value in values.items():
-            section, field = name.split(".")
-            sections[section][field] = value
+            section, field = split_name(name)
+            functools.reduce(operator.getitem, section.split("."), sections)[field] = value
         try:
-            return TrialConfig.model_validate(
-                {"data": self.data, "seed": seed, "limits": self.search.limits, "goals": self.search.goals, **sections}
-            )
+            costs = {"limits": self.search.limits, "goals": self.search.goals}
+            return TrialConfig.model_validate({**sections, **costs, "seed": seed})
         except ValidationError as error:
             lines = describe_errors(error, TrialConfig)
             raise ConfigError(f"{values} cannot be used together: " + "; ".join(lines)) from None
@@ -182,9 +185,9 @@ def _render(model: BaseModel, *, indent: int) -> Iterator[str]:
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         key = f"{' ' * indent}{name}:"
-        if indent == 0 and isinstance(value, BaseModel):
+        if isinstance(value, BaseModel) and not isinstance(value, BudgetConfig):  # which has one of its keys
             yield f"{key:30} # {field.description}\n"
-            yield from _render(value, indent=2)
+            yield from _render(value, indent=indent + 2)
         elif isinstance(value, dict):
             yield f"{key:30} # {field.description}\n"
             yield from (

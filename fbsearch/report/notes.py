@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fbsearch.config.export_file import Export, dump_export
 from fbsearch.config.goals import describe_values
-from fbsearch.config.space import format_value
+from fbsearch.config.space import field_value, format_value
 from fbsearch.report import figures
 from fbsearch.report.mistakes import Errors, describe_calibration
 from fbsearch.report.statistics import short
@@ -65,8 +65,7 @@ def _headline(study: optuna.Study, best: FrozenTrial) -> str:
     config, images, goals = trial_config(best), stored_dataset(study)["num_val"], goals_of(study)
     race = read_race(study)
     chosen = "" if race is None else f", {race.describe(best.number)}"
-    fields = ((name, *name.split(".")) for name in sampled_names(best))
-    rows = [(short(name), format_value(getattr(getattr(config, section), field))) for name, section, field in fields]
+    rows = [(short(name), format_value(field_value(config, name))) for name in sampled_names(best)]
     rows += [(figures.COSTS[cost], f"{getattr(TrialRecord.of(best), cost):,}") for cost in ("num_parameters", "flops")]
     table = "\n".join(f"| {escape(key)} | {escape(value)} |" for key, value in rows)
     if goals == ("val_accuracy",):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fbsearch.config.goals import GOALS
-from fbsearch.config.space import LEVELS, format_value
+from fbsearch.config.space import LEVELS, format_value, split_name
 
 # A numeric parameter with at most this many different values is shown as a list of choices.
 MAX_CHOICES = 8
@@ -41,7 +41,7 @@ def parameters(frame: pd.DataFrame, *, varied: bool = True) -> list[str]:
 
 def short(name: str) -> str:
     """Shorten a dotted name for people: `train.learning_rate` to `learning rate`."""
-    return name.partition(".")[2].replace("_", " ")
+    return split_name(name)[1].replace("_", " ")
 
 
 def labels(values: "pd.Series[Any]") -> "pd.Series[str]":

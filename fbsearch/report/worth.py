@@ -27,6 +27,7 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import NDArray
 
+from fbsearch.config.space import split_name
 from fbsearch.config.unused_fields import unused_model_fields
 from fbsearch.report.statistics import choices, finished_trials, labels, metric_of, parameters, scale, short
 
@@ -210,7 +211,7 @@ def _knows_compute(done: pd.DataFrame) -> bool:
 
 def _factor(done: pd.DataFrame, name: str) -> _Factor:
     """Return a searched field as a factor, without points if nothing can be compared."""
-    section, _, field = name.partition(".")
+    section, field = split_name(name)
     acts = np.array([section != "model" or field not in _unused_fields(config) for config in done["config"]])
     return _choice_factor(done, name, acts) if scale(done, name) == "choices" else _number_factor(done, name, acts)
 

@@ -16,7 +16,6 @@ from torch import nn
 
 from fbsearch.config.goals import OF_CLASSES
 from fbsearch.config.models import TrialConfig
-from fbsearch.data.augment import augment
 from fbsearch.data.dataset import VALIDATION_BATCH, Dataset, batches, count_batches
 from fbsearch.errors import TrialError
 from fbsearch.messages import EpochStats, Execution, FailureKind
@@ -34,6 +33,7 @@ from fbsearch.training.distributed import Team
 from fbsearch.training.evaluation import Scores, mean_scores, score
 from fbsearch.training.optimizers import make_optimizer, make_scheduler
 from fbsearch.training.step import GraphEvaluation, GraphStep, TrainStep, reason_for_eager
+from fbsearch.training.targets import BatchMaker
 
 # Steps between two checks that the loss is finite: a check waits for the GPU, and a loss that is not finite stays so.
 STEPS_BETWEEN_CHECKS = 16
@@ -71,6 +71,7 @@ class Run:
         self.model, self.config, self.data = model, config, data
         self.stop_requested, self.team = stop_requested, team
         self.device = data.device
+        self.make_batch = BatchMaker(config, data)
         self.epoch = self.best_epoch = 0
         self.best_accuracy = -1.0
         self.best_weights: dict[str, torch.Tensor] | None = None
@@ -240,10 +241,11 @@ class Run:
 
     def _take_step(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, generator: torch.Generator) -> None:
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
-        images_BCHW = augment(images_BCHW, self.config.data.augment, generator=generator)
+        images_BCHW, labels_B, targets_BK = self.make_batch(images_BCHW, labels_B, generator=generator)
         own_B = self.team.part(labels_B)
+        own_BK = None if targets_BK is None else self.team.part(targets_BK)
         scale = self.team.loss_scale(len(own_B), len(labels_B))
-        self.step(self.team.part(images_BCHW), own_B, loss_scale=scale)
+        self.step(self.team.part(images_BCHW), own_B, own_BK, loss_scale=scale)
 
     @property
     def _counted_classes(self) -> int | None:

@@ -39,6 +39,7 @@ def train_batch(
     optimizer: torch.optim.Optimizer,
     x_BCHW: torch.Tensor,
     labels_B: torch.Tensor,
+    targets_BK: torch.Tensor | None = None,
     *,
     dtype: torch.dtype,
     label_smoothing: float = 0.0,
@@ -48,10 +49,14 @@ def train_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Take one optimiser step on normalised images; return the mean loss (nats) and the logits [B, K], detached.
 
-    `loss_scale` multiplies the loss before the backward pass only. `rates` stand in the optimiser during its step.
+    `targets_BK` (float32) stand in the loss for the labels and their smoothing. `loss_scale` multiplies the loss before
+    the backward pass only. `rates` stand in the optimiser during its step.
     """
     logits_BK = autocast_forward(model, x_BCHW, dtype=dtype)
-    loss = F.cross_entropy(logits_BK.float(), labels_B, label_smoothing=label_smoothing)
+    if targets_BK is None:
+        loss = F.cross_entropy(logits_BK.float(), labels_B, label_smoothing=label_smoothing)
+    else:
+        loss = F.cross_entropy(logits_BK.float(), targets_BK)
     optimizer.zero_grad(set_to_none=True)
     (loss if loss_scale == 1.0 else loss * loss_scale).backward()  # type: ignore[no-untyped-call]
     if clip_grad_norm is not None:
@@ -139,19 +144,34 @@ class TrainStep:
         # On CUDA without a graph too, so that both ways round alike.
         self.rates = DeviceRates(self.optimizer, self.device) if self.device.type == "cuda" else None
 
-    def __call__(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, *, loss_scale: float = 1.0) -> None:
-        """Train on uint8 images and their labels; never wait for the device."""
+    def __call__(
+        self,
+        images_BCHW: torch.Tensor,
+        labels_B: torch.Tensor,
+        targets_BK: torch.Tensor | None = None,
+        *,
+        loss_scale: float = 1.0,
+    ) -> None:
+        """Train on uint8 images, their labels and `train_batch`'s targets; never wait for the device."""
         self._load_rates()
-        self.compute(images_BCHW, labels_B, loss_scale=loss_scale)
+        self.compute(images_BCHW, labels_B, targets_BK, loss_scale=loss_scale)
         self._advance()
 
-    def compute(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, *, loss_scale: float = 1.0) -> None:
+    def compute(
+        self,
+        images_BCHW: torch.Tensor,
+        labels_B: torch.Tensor,
+        targets_BK: torch.Tensor | None = None,
+        *,
+        loss_scale: float = 1.0,
+    ) -> None:
         """Compute what a graph holds: the whole step except the schedule."""
         loss, logits_BK = train_batch(
             self.model,
             self.optimizer,
             self.normalise(images_BCHW),
             labels_B,
+            targets_BK,
             dtype=self.dtype,
             label_smoothing=self.config.label_smoothing,
             clip_grad_norm=self.config.clip_grad_norm,
@@ -180,10 +200,14 @@ class _CapturedBatch:
     graph: torch.cuda.CUDAGraph
     images_BCHW: torch.Tensor
     labels_B: torch.Tensor
+    targets_BK: torch.Tensor | None
 
-    def replay(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> None:
+    def replay(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, targets_BK: torch.Tensor | None) -> None:
         self.images_BCHW.copy_(images_BCHW)
         self.labels_B.copy_(labels_B)
+        if self.targets_BK is not None:
+            assert targets_BK is not None
+            self.targets_BK.copy_(targets_BK)
         self.graph.replay()
 
 
@@ -204,21 +228,28 @@ class GraphStep(TrainStep):
         self._captured: dict[int, _CapturedBatch] = {}
         self._seen_sizes: set[int] = set()
 
-    def __call__(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, *, loss_scale: float = 1.0) -> None:
-        """Train on uint8 images and their labels; never wait for the device, except to capture."""
+    def __call__(
+        self,
+        images_BCHW: torch.Tensor,
+        labels_B: torch.Tensor,
+        targets_BK: torch.Tensor | None = None,
+        *,
+        loss_scale: float = 1.0,
+    ) -> None:
+        """Train as `TrainStep` does, and wait for the device only to capture. A run has targets always or never."""
         assert loss_scale == 1.0, "a captured step has its whole batch"
         size = len(labels_B)
         if self.execution.mode == "graph" and size in self._seen_sizes and size not in self._captured:
-            self._capture(images_BCHW, labels_B)
+            self._capture(images_BCHW, labels_B, targets_BK)
         if self.execution.mode == "eager":
-            super().__call__(images_BCHW, labels_B)
+            super().__call__(images_BCHW, labels_B, targets_BK)
             return
         self._load_rates()
         if size in self._captured:
-            self._captured[size].replay(images_BCHW, labels_B)
+            self._captured[size].replay(images_BCHW, labels_B, targets_BK)
         else:
             with capture_stream(self.device):
-                self.compute(images_BCHW, labels_B)
+                self.compute(images_BCHW, labels_B, targets_BK)
             self._seen_sizes.add(size)
         self._advance()
 
@@ -232,17 +263,20 @@ class GraphStep(TrainStep):
         self._drop_graphs()
         self.execution = Execution("eager", "the run has ended")
 
-    def _capture(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> None:
+    def _capture(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, targets_BK: torch.Tensor | None) -> None:
         images_BCHW, labels_B = images_BCHW.clone(), labels_B.clone()
+        targets_BK = None if targets_BK is None else targets_BK.clone()
         self.optimizer.zero_grad(set_to_none=True)  # the backward pass of the graph allocates its own
         try:
-            graph = capture(lambda: self.compute(images_BCHW, labels_B), device=self.device, pool=self.pool())
+            graph = capture(
+                lambda: self.compute(images_BCHW, labels_B, targets_BK), device=self.device, pool=self.pool()
+            )
         except CaptureError as error:
             self.optimizer.zero_grad(set_to_none=True)
             self._drop_graphs()
             self.execution = Execution("eager", str(error))
             return
-        self._captured[len(labels_B)] = _CapturedBatch(graph, images_BCHW, labels_B)
+        self._captured[len(labels_B)] = _CapturedBatch(graph, images_BCHW, labels_B, targets_BK)
 
     def _drop_graphs(self) -> None:
         if self._captured:

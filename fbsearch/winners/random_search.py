@@ -66,7 +66,9 @@ def search_randomly(
     draws: list[Draw] = []
     with lock_folder(folder):
         for number, (trial, cost) in enumerate(_points(space, config)):
-            own = config.model_copy(update={"model": trial.model, "train": trial.train, "seed": trial.seed})
+            own = config.model_copy(
+                update={"data": trial.data, "model": trial.model, "train": trial.train, "seed": trial.seed}
+            )
             run = Run(study, own, True, folder, baseline=f"random search, draw {number + 1}")
             path = folder / f"draw-{number + 1:04}.json"
             num_train = prepare(load(config.data), run).info.num_train

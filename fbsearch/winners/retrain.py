@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from fbsearch.config.models import DataConfig
+from fbsearch.config.models import AugmentConfig, DataConfig
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.errors import ConfigError, DataError, StorageError
 from fbsearch.files import write_whole
@@ -43,9 +43,10 @@ class Loader:
 
     def __call__(self, config: DataConfig) -> Dataset:
         """Return the data set of a configuration. DataError where it cannot be loaded."""
-        if self._newest is None or self._newest[0] != config:
+        images = config.model_copy(update={"augment": AugmentConfig()})  # which changes nothing that is loaded
+        if self._newest is None or self._newest[0] != images:
             self._newest = None  # the memory may not hold two
-            self._newest = (config, load_dataset(config, device=self.device, on_progress=self._say))
+            self._newest = (images, load_dataset(images, device=self.device, on_progress=self._say))
         return self._newest[1]
 
 

@@ -1,11 +1,14 @@
 """Write curves and hyper-parameters for TensorBoard, one run for each trial."""
 
 import contextlib
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fbsearch.config.models import TrialConfig
+from fbsearch.config.space import SECTIONS
 from fbsearch.errors import ConfigError
 from fbsearch.messages import EpochStats
 
@@ -60,7 +63,8 @@ def _make_writer(folder: Path) -> Any:
 
 def _flatten(config: TrialConfig) -> dict[str, Any]:
     """Return the configuration as TensorBoard's table takes it: dotted names, numbers and strings."""
-    sections = config.model_dump(mode="json", include={"model", "train"})
+    content = config.model_dump(mode="json")
+    sections = {name: functools.reduce(operator.getitem, name.split("."), content) for name in SECTIONS}
     flat = {
         f"{section}.{field}": value if isinstance(value, (bool, int, float)) else str(value)
         for section, part in sections.items()

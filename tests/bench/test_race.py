@@ -87,12 +87,14 @@ def test_race_json_has_every_run_with_its_curve_and_the_machine(
 def test_race_of_an_export_trains_each_configuration_its_own_way(
     race: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    write_export(tmp_path, SMALL_FRACTAL, COMMON)
+    turned = DataConfig.model_validate({"augment": {"rotation": 10.0}})
+    write_export(tmp_path, SMALL_FRACTAL, COMMON, data=turned)
     found = race("--networks", "", "--configs", "best.yaml")
     assert {run["entrant"] for run in found["runs"]} == {"rank 1", "rank 2"}
     for run in found["runs"]:
         train = run["settings"]["train"]
         assert (train["batch_size"], train["schedule"]) == (16, "cosine")
+        assert run["settings"]["data"]["augment"]["rotation"] == 10
         assert train["warmup_epochs"] == MAX_POINTS / 4, "the same share of the run"
     remarks = {row["entrant"]: row["remark"] for row in found["table"]}
     assert remarks["rank 1"] == "" and "common convolutional network" in remarks["rank 2"]
@@ -162,9 +164,14 @@ def test_race_that_is_interrupted_keeps_finished_runs(study: Path, tmp_path: Pat
 def test_race_with_other_settings_in_the_same_folder_is_refused(
     race: Callable[..., dict[str, Any]], fbsearch: Fbsearch, study: Path, tmp_path: Path
 ) -> None:
-    race("--networks", "cnn")
+    content = race("--networks", "cnn")
     command = ("bench", "race", "study.yaml", *QUICK, "--networks", "cnn")
     path = tmp_path / "reports" / "race" / "tiny" / "race.json"
+    # A race of a version that did not have all fields of today goes on.
+    for augment in (content["augment"], *(run["settings"]["data"]["augment"] for run in content["runs"])):
+        del augment["rotation"], augment["mixup"]
+    path.write_text(json.dumps(content))
+    assert fbsearch(*command)[0] == 0
     before = path.read_bytes()
     study.write_text(STUDY.replace("32", "16"))
     code, _, errors = fbsearch(*command)

@@ -22,6 +22,7 @@ from fbsearch.config.space import (
     corners,
     draw_point,
     encode_choice,
+    field_value,
     grid_points,
     is_integer,
     values,
@@ -30,6 +31,7 @@ from fbsearch.config.study_file import StudyConfig
 
 INTEGERS = {
     "model.base_channels", "model.pattern_resolution", "train.epochs", "train.batch_size", "train.early_stopping",
+    "data.augment.shift", "data.augment.cutout",
 }  # fmt: skip
 
 
@@ -187,8 +189,7 @@ def test_is_integer_is_true_for_whole_number_fields_only() -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_can_be_searched(name: str) -> None:
-    section, field = name.split(".")
-    default = getattr(getattr(StudyConfig(), section), field)
+    default = field_value(StudyConfig(), name)
     assert check_space({name: ChoiceSpace(choices=(default,))}) == []
 
 
@@ -291,6 +292,7 @@ CONTINUOUS = {
         lambda ends: {"low": ends[0], "high": ends[1], "log": True}
     ),
     "model.drop_path_prob": st.floats(0.01, 0.99).map(lambda high: {"low": 0, "high": high}),
+    "data.augment.rotation": st.floats(0.01, 180).map(lambda high: {"low": 0, "high": high}),
 }
 
 
@@ -307,8 +309,7 @@ def test_every_corner_of_a_valid_space_is_a_valid_trial(space: dict[str, Any]) -
         assert point.keys() == space.keys()
         trial = study.trial(point, seed=0)
         for name, value in point.items():
-            section, field = name.split(".")
-            got = getattr(getattr(trial, section), field)
+            got = field_value(trial, name)
             assert got == (tuple(value) if isinstance(value, list) else value)
 
 

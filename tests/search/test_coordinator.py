@@ -102,6 +102,29 @@ def test_search_ends_with_exactly_n_and_every_trial_carries_everything(open_stud
     assert study.user_attrs["dataset"]["num_classes"] == 10
 
 
+def test_search_over_augmentation_trains_and_exports_what_was_drawn(open_study: Any) -> None:
+    space = {
+        "data.augment.rotation": {"low": 0, "high": 30},
+        "data.augment.mixup": {"choices": [0.0, 0.2, 0.4]},
+        "train.class_weights": {"choices": ["none", "balanced"]},
+    }
+    config = make_config(space=space)
+    study = open_study(config)
+    executor = ProcessExecutor(config.data, devices=["cpu", "cpu"])
+    state = search(study, config, num_trials=4, executor=executor)
+    assert (state.end, state.num_complete, state.num_failed) == ("finished", 4, 0)
+    for trial in study.trials:
+        augment = trial_config(trial).data.augment
+        assert (augment.rotation, augment.mixup) == (
+            trial.params["data.augment.rotation"],
+            trial.params["data.augment.mixup"],
+        )
+        assert 0 < augment.rotation < 30 and not augment.flip
+    (best,) = export_best(study, top=1).configs
+    assert best.data.augment.rotation == study.best_trial.params["data.augment.rotation"]
+    assert best.data.limit == 100
+
+
 def test_search_without_a_limit_of_trials_goes_on_to_the_end_of_the_grid(open_study: Any) -> None:
     config = make_config(space={"train.learning_rate": {"choices": [0.01, 0.02]}}, search={"sampler": "grid"})
     study = open_study(config)

@@ -57,23 +57,25 @@ def schedule(step: TrainStep) -> None:
     step.optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
-def train_steps(step: TrainStep, data: Dataset) -> list[float]:
-    """Two whole batches and a rest, three times over; the losses of the passes."""
+def train_steps(step: TrainStep, data: Dataset, *, soft: bool = False) -> list[float]:
+    """Two whole batches and a rest, three times over; the losses of the passes. `soft` targets change each time."""
     losses = []
     torch.manual_seed(7)
     for _ in range(3):
         step.totals.reset()
         for start, size in ((0, BATCH), (BATCH, BATCH), (2 * BATCH, REST)):
             rows = slice(start, start + size)
-            step(data.train.images_NCHW[rows], data.train.labels_N[rows])
+            targets_BK = torch.rand(size, 10).softmax(1) if soft else None
+            step(data.train.images_NCHW[rows], data.train.labels_N[rows], targets_BK)
         losses.append(float(step.totals.loss))
     return losses
 
 
-def test_graph_step_computes_what_the_eager_step_computes(digits: Dataset, cuda: FakeCuda) -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_graph_step_computes_what_the_eager_step_computes(digits: Dataset, cuda: FakeCuda, soft: bool) -> None:
     eager, graph = (make_step(kind, digits) for kind in (TrainStep, GraphStep))
     schedule(eager), schedule(graph)
-    expected, found = train_steps(eager, digits), train_steps(graph, digits)
+    expected, found = (train_steps(step, digits, soft=soft) for step in (eager, graph))
     # One graph for whole batches, after one of them, and one for the rests, after one of those.
     assert [one.num_replays for one in cuda.graphs] == [5, 2]
     assert cuda.graphs[1].pool() is cuda.graphs[0]

@@ -50,8 +50,15 @@ def test_train_learns_digits(digits: Dataset) -> None:
     assert all(stats.images_per_second > 0 and stats.memory_mib > 10 for stats in history)
 
 
-def test_train_same_seed_gives_same_numbers(digits: Dataset) -> None:
-    config = make_config(seed=5, augment={"flip": True, "shift": 1, "cutout": 2})
+EVERYTHING = {
+    "flip": True, "shift": 1, "cutout": 2, "rotation": 10, "scale": 0.1, "colour": 0.2, "erasing": 0.2, "mixup": 0.2,
+    "cutmix": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("augment", [{"flip": True, "shift": 1, "cutout": 2}, EVERYTHING], ids=["some", "all"])
+def test_train_same_seed_gives_same_numbers(digits: Dataset, augment: dict[str, Any]) -> None:
+    config = make_config(seed=5, augment=augment, class_weights="balanced" if augment is EVERYTHING else "none")
     first, second = run(config, digits), run(config, digits)
     assert without_times(first[1]) == without_times(second[1])
     for name, value in first[0].state_dict().items():

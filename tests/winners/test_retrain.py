@@ -26,7 +26,7 @@ import yaml
 
 from fbsearch.cli.app import main
 from fbsearch.config.export_file import Export, dump_export
-from fbsearch.config.models import DataConfig, ModelConfig, TrainConfig, TrialConfig
+from fbsearch.config.models import AugmentConfig, DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fbsearch.data.dataset import Dataset, Split, load_dataset
 from fbsearch.files import file_name
 from fbsearch.messages import EpochStats
@@ -40,7 +40,7 @@ from fbsearch.winners.plan import Run, plan_runs
 from fbsearch.winners.plan import Settings as RunSettings
 from fbsearch.winners.predictions import load_predictions
 from fbsearch.winners.results import judge_fit, read_result, summarize
-from fbsearch.winners.retrain import prepare
+from fbsearch.winners.retrain import Loader, prepare
 
 MODEL = ModelConfig(fractal_levels=(1, 1), base_channels=8, stem="conv3", pattern_resolution=8)
 DATA = DataConfig(limit=300)
@@ -114,7 +114,7 @@ def numbers(history: list[EpochStats]) -> list[tuple[float, ...]]:
         ("sgd", "cosine", {"warmup_epochs": 1.5, "keep_best": True}),
         ("rmsprop", "constant", {"early_stopping": 2, "keep_best": True, "learning_rate": 0.05}),
         ("adam", "one_cycle", {"precision": "bf16"}),
-        ("muon", "one_cycle", {}),
+        ("muon", "one_cycle", {"class_weights": "balanced"}),
     ],
 )
 def test_train_resumed_after_any_epoch_gives_the_same_numbers(
@@ -122,7 +122,10 @@ def test_train_resumed_after_any_epoch_gives_the_same_numbers(
 ) -> None:
     settings = {"epochs": 5, "batch_size": 32, "learning_rate": 0.01, "optimizer": optimizer, "schedule": schedule}
     model = MODEL.model_copy(update={"drop_path": "mixed", "fractal_levels": (2,)})
-    data = DataConfig.model_validate({"limit": 300, "augment": {"flip": True, "shift": 1}})
+    augment = {"flip": True, "shift": 1}
+    if optimizer in ("adam", "muon"):
+        augment |= {"rotation": 10, "scale": 0.1, "colour": 0.2, "erasing": 0.5, "mixup": 0.2, "cutmix": 1.0}
+    data = DataConfig.model_validate({"limit": 300, "augment": augment})
     config = TrialConfig(data=data, model=model, train=TrainConfig(**(settings | more)), seed=3)
 
     def new_net() -> FractalBrainNet:
@@ -328,6 +331,13 @@ def make_run(export: Export, folder: Path, **settings: Any) -> Run:
 def test_run_settings_leave_out_what_changes_no_number(tmp_path: Path) -> None:
     on, off = (make_run(make_export(cuda_graph=value), tmp_path) for value in (True, False))
     assert on.settings() == off.settings()
+
+
+def test_loader_loads_once_for_configurations_that_augment_differently() -> None:
+    load = Loader("cpu", say=print)
+    data = DataConfig(limit=50)
+    turned = data.model_copy(update={"augment": AugmentConfig(rotation=10)})
+    assert load(turned) is load(data) and load(data) is not load(DataConfig(limit=60))
 
 
 def test_prepare_merges_validation_into_training_unless_it_is_kept(digits: Dataset, tmp_path: Path) -> None:
