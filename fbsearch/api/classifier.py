@@ -20,6 +20,9 @@ from fbsearch.config.models import MAX_STUDY_SEED, DataConfig
 from fbsearch.config.study_file import StudyConfig
 from fbsearch.study.database import close_connections
 
+# Of an image's shorter side: what the default study's networks take, which halve it twice.
+MIN_SIDE = 4
+
 
 class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier of images that searches for its network, by scikit-learn's contract.
@@ -79,11 +82,18 @@ class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore
         """Search for a network, train it and keep it. Raise ValueError and FbsearchError for X or y that cannot be."""
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
-        images, labels = self._check(X, y)
+        values, labels = self._validate(X, y)
         check_classification_targets(labels)
         self.classes_, numbers_N = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y has {len(self.classes_)} class, {self.classes_}; at least 2 classes are needed")
+        images = self._lay_out(values)
+        if self.image_size is None and min(_sides(images)) < MIN_SIDE:
+            height, width = _sides(images)
+            raise ValueError(
+                f"X has {math.prod(values.shape[1:])} feature(s) an image: {height} x {width} pixels, and {MIN_SIDE} x "
+                f"{MIN_SIDE} are the fewest; image_size= enlarges them"
+            )
         with tempfile.TemporaryDirectory(prefix="fbsearch-") as folder:
             study = search(
                 (images, numbers_N),
@@ -110,7 +120,7 @@ class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore
     def predict_proba(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the probability of each class, float32 [N, K]."""
         check_is_fitted(self)
-        return self.model_.predict_proba(self._check(X)[0])
+        return self.model_.predict_proba(self._lay_out(self._validate(X)[0]))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """Return the likeliest class of each image, [N]."""
@@ -138,8 +148,8 @@ class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore
             }
         )
 
-    def _check(self, X: Any, y: Any = None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Return X as images, and y. Without y, rows must be as long as those of `fit`.
+    def _validate(self, X: Any, y: Any = None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return X and y as arrays. Without y, rows must be as long as those of `fit`.
 
         Raise ValueError for what scikit-learn's contract refuses: other shapes, and what are no finite numbers.
         """
@@ -150,11 +160,13 @@ class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore
             values, y = validate_data(self, X, y)
         else:
             values, y = check_X_y(X, y, allow_nd=True)
-        return self._lay_out(values) if values.ndim == 2 else values, y
+        return values, y
 
-    def _lay_out(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return rows of pixels as images. ValueError if no image has so many pixels."""
-        num_pixels = rows.shape[1]
+    def _lay_out(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return rows of pixels as images, and images as they are. ValueError if no image has so many pixels."""
+        if values.ndim != 2:
+            return values
+        num_pixels = values.shape[1]
         side = math.isqrt(num_pixels)
         shape = (side, side) if self.image_shape is None else tuple(self.image_shape)
         if math.prod(shape) != num_pixels:
@@ -163,4 +175,11 @@ class FractalBrainNetClassifier(ClassifierMixin, BaseEstimator):  # type: ignore
                 f"X has rows of {num_pixels} pixels, which are no {known}; image_shape=(height, width) or (height, "
                 "width, channels) says how they are laid out"
             )
-        return rows.reshape(-1, *shape)
+        return values.reshape(-1, *shape)
+
+
+def _sides(images: npt.NDArray[Any]) -> tuple[int, int]:
+    """Return height and width of images [N, H, W], [N, H, W, C] or [N, C, H, W]."""
+    is_channels_first = images.ndim == 4 and images.shape[-1] not in (1, 3)
+    height, width = images.shape[2:] if is_channels_first else images.shape[1:3]
+    return height, width
