@@ -140,7 +140,7 @@ class _Track:
         """Raise ConfigError where another network of the file has an entrant's name: they would be one in the table."""
         models = {run.entrant: run.settings["model"] for run in before.runs}
         for entrant in self.entrants.values():
-            model = entrant.settings(1.0)["model"]
+            model = entrant.settings(1.0, self.study.data)["model"]
             if models.get(entrant.name, model) != model:
                 raise ConfigError(
                     f"{self.path}: has another network under the name {entrant.name!r}; give that configuration of the "

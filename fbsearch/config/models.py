@@ -329,4 +329,4 @@ class TrialConfig(StrictModel):
     # Sent to the worker, which measures the costs, but neither stored nor exported: it is a setting of the search.
     limits: LimitsConfig = Field(LimitsConfig(), exclude=True)
     # The same: what the worker measures beside accuracy and loss.
-    goals: tuple[str, ...] = Field(("val_accuracy",), exclude=True)
+    goals: tuple[str, ...] = Field(("val_accuracy",), exclude=True, description="what the worker measures")

@@ -1,13 +1,13 @@
 """The report in a real browser: Debian's Chromium, opened from the file, without a network."""
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chromium import CHROMIUM, PATIENCE
 from made_studies import make_study
 from optuna.storages import RDBStorage
 from PIL import Image
@@ -17,7 +17,6 @@ from fbsearch.study.database import open_storage
 from tests.report.test_final_results import competitor, training, write_comparison, write_predictions, write_summary
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
@@ -53,6 +52,7 @@ class Visit:
 
     def __init__(self, browser: Any, path: Path, **options: Any) -> None:
         self.context = browser.new_context(**options)
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.console: list[str] = []
         self.requests: list[str] = []

@@ -5,7 +5,6 @@ import contextlib
 import http.client
 import http.server
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import optuna_dashboard
 import pytest
+from chromium import CHROMIUM, PATIENCE
 from optuna.trial import TrialState
 
 from fbsearch.cli.app import main
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow  # processes that import torch
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -169,6 +168,7 @@ def browser() -> "Iterator[Browser]":
 def page_of(browser: "Browser", base: str, **options: Any) -> "Iterator[Page]":
     """A page; afterwards: no error in its console, no dialog, no request to anywhere else."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, **options)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
@@ -294,6 +294,7 @@ def test_dashboard_another_sites_page_changes_nothing(browser: "Browser", addres
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as site:
         threading.Thread(target=site.serve_forever, daemon=True).start()
         context = browser.new_context()
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{site.server_port}/")
         attack = "([url, options]) => fetch(url, options).then(() => 'sent', () => 'refused')"
@@ -314,6 +315,7 @@ def test_dashboard_asks_for_a_token_and_lets_in_who_knows_it(browser: "Browser",
         page.goto(base)
         page.get_by_text("digits").first.wait_for()
     context = browser.new_context(http_credentials={"username": "x", "password": "wrong"})
+    context.set_default_timeout(PATIENCE)
     answer = context.new_page().goto(base)
     assert answer is not None and answer.status == 401
     context.close()

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import optuna_dashboard
 import pytest
+from chromium import CHROMIUM, PATIENCE
 from made_studies import make_study
 from optuna.storages import RDBStorage
 
@@ -23,7 +23,6 @@ from fbsearch.study.database import open_storage
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ID = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa"
 TOKEN = "geheim"
 HEAD = f"Host: localhost\r\nAuthorization: Basic {base64.b64encode(b'me:' + TOKEN.encode()).decode()}\r\n"
@@ -205,6 +204,7 @@ def test_a_note_and_a_file_run_no_script_in_a_browser(address: tuple[str, int]) 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_context(http_credentials={"username": "", "password": TOKEN}).new_page()
+        page.set_default_timeout(PATIENCE)
         page.goto(f"http://{address[0]}:{address[1]}/dashboard/studies/1/note")
         page.get_by_text("top.ran = 1").wait_for()
         loaded = """src => new Promise(done => {
