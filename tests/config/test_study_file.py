@@ -204,8 +204,8 @@ def test_study_file_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
         ("space:", "space: expected keys and values below this key, found nothing"),
         ("model:\ntrain: {epochs: 2}", "model: expected keys and values below this key, found nothing"),
         ("data: [folder]", "data: expected keys and values below this key, found a list"),
-        ("search: {sampler: tpee}", "search.sampler: input should be 'tpe', 'random', 'nsga2', 'cmaes', 'gp' or 'grid', "
-         "found 'tpee'; did you mean tpe?"),
+        ("search: {sampler: tpee}", "search.sampler: input should be 'tpe', 'random', 'nsga2', 'cmaes', 'gp' or "
+         "'grid', found 'tpee'; did you mean tpe?"),
         ("1: 2", "1: keys should be strings, found 1"),
         ("search: {sampler: grid}", "space.train.learning_rate: a grid needs `step` or `choices` here, a continuous "
          "range has no end"),
