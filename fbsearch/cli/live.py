@@ -5,7 +5,6 @@ import math
 import time
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,6 +20,7 @@ from fbsearch.cli.status import (
     make_table,
     sampled_values,
 )
+from fbsearch.cli.terminal import ResizableLive
 from fbsearch.config.goals import GOALS
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.study_file import StudyConfig
@@ -65,7 +65,7 @@ def describe_time_left(state: SearchState) -> str:
     return f"about {format_seconds(estimate)} left" if estimate < known else f"{format_seconds(max(0.0, known))} left"
 
 
-class LiveTable(Live):
+class LiveTable(ResizableLive):
     """A table that is redrawn in place while a search runs."""
 
     def __init__(self, console: Console, config: StudyConfig) -> None:

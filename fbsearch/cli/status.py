@@ -10,12 +10,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fbsearch.cli.terminal import ResizableLive
 from fbsearch.config.goals import GOALS, format_goal
 from fbsearch.config.models import TrialConfig
 from fbsearch.config.space import field_value, format_value, split_name
@@ -220,7 +220,7 @@ def watch_study(console: Console, study: optuna.Study, *, interval: float, once:
     if once:
         console.print(watch_table(study))
     elif console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
+        with ResizableLive(console=console, auto_refresh=False) as live:
             while True:
                 live.update(watch_table(study), refresh=True)
                 time.sleep(interval)
