@@ -79,5 +79,5 @@ def _worth(frame: pd.DataFrame) -> str:
     if not worths.parts:
         return f"<p>What mattered is not known: {_text(worths.reason)}</p>"
     lines = map(sections.describe_part, worths.parts[:MAX_PARTS])
-    rows = "".join(f"<li><b>{_text(short(name))}</b>: {_text(said)}</li>" for name, said in lines)
+    rows = "".join(f"<li><b>{_text(name)}</b>: {_text(said)}</li>" for name, said in lines)
     return f"<p>What mattered, surest first:</p><ul>{rows}</ul>"

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 PATTERN = "model.pattern"
 # A figure is stored as text and sent whole to each open page, so it shows at most this many trials.
 MAX_TRIALS = 500
+# A confusion matrix of more classes shows no numbers: beside another figure it is half as wide as in the report.
+MAX_NUMBERS = 5
 SIGNED = re.compile(r"\n\n\*Written by fbsearch [^\n]*\(([0-9a-f]{8})\)\.\*\n?\Z")
 # The key of a study attribute in which optuna-dashboard looks for the files of a trial. (upload_artifact writes them to
 # the attributes of the trial, which cannot be changed once the trial has ended.)
@@ -184,17 +186,18 @@ def draw(frame: "pd.DataFrame", errors: Errors | None) -> "dict[str, go.Figure]"
         drawn["learning-curves"] = figures.plot_learning_curves(frame)
     heights = dict.fromkeys(drawn, 450)
     if errors is not None:
-        whose = f"trial {errors.training.trial}, {errors.analysis.scored_on} images"
         for name, plot in (("confusion-matrix", plot_confusion), ("reliability", plot_reliability)):
             drawn[name] = plot(errors)
-            drawn[name].update_layout(title_text=f"{drawn[name].layout.title.text}, {whose}")
+            drawn[name].update_layout(title_text=f"{drawn[name].layout.title.text}, trial {errors.training.trial}")
             heights[name] = max(450, drawn[name].layout.height)
+        if len(errors.analysis.class_names) > MAX_NUMBERS:
+            drawn["confusion-matrix"].update_layout(annotations=[])
     for name, figure in drawn.items():
         # The page can be light or dark, the stored figure cannot: grey is readable on both.
         # Below the figure, the legend has room to grow on a phone.
-        figure.update_layout(
-            font_color="#808080", height=heights[name], margin_t=48, legend={"y": -0.2, "yanchor": "top"}
-        )
+        figure.update_layout(font_color="#808080", height=heights[name], margin_t=48)
+        figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
+        figure.update_annotations(font_color="#808080")
         figure.update_layout({f"{axis}_gridcolor": "rgba(128, 128, 128, 0.25)" for axis in ("xaxis", "yaxis")})
     return drawn
 

@@ -94,7 +94,7 @@ def _worth(frame: pd.DataFrame) -> str:
         said = f"What the parts are worth cannot be said: {escape(worths.reason)}"
     else:
         lines = (describe_part(part) for part in worths.parts)
-        said = "\n".join(f"- **{escape(short(name))}**: {escape(line)}" for name, line in lines)
+        said = "\n".join(f"- **{escape(name)}**: {escape(line)}" for name, line in lines)
     return f"### What each part is worth\n\n{said}\n\n{escape(describe_importance())}"
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import made_studies
 import optuna
 import optuna_dashboard
 import pytest
@@ -29,8 +30,9 @@ from fbsearch.config.study_file import StudyConfig
 from fbsearch.report.dashboard import annotate, annotate_all
 from fbsearch.report.http_guard import Guard, is_loopback
 from fbsearch.report.notes import escape, study_note
-from fbsearch.report.text import describe_importance
+from fbsearch.report.text import describe_importance, describe_part
 from fbsearch.report.trials_table import trials_frame
+from fbsearch.report.worth import estimate_worth
 from fbsearch.study.dashboard_storage import ArtifactFolder, FeasibleBest
 from fbsearch.study.database import open_storage
 from fbsearch.study.locks import claim_study
@@ -607,7 +609,7 @@ def test_annotate_shows_where_the_trained_winner_errs(
     assert f"### Where trial {trial} errs" in note and f"Macro-F1 {analysis.macro_f1:.2%}" in note
     assert f"| {escape(hardest['class'])} | **{hardest['f1']:.1%}** ({100 * hardest['f1_low']:.1f} to " in note
     assert "Expected calibration error" in note and "fbsearch train" not in note.partition("### Next")[2]
-    assert escape(describe_importance()) in note
+    assert escape(describe_importance()) in note and "****" not in note
     files = {json.loads(value)["filename"]: key for key, value in attributes(study).items() if "artifacts:" in key}
     assert f":{study.trials[trial]._trial_id}:" in files["most-confident-mistakes.png"]
     table = (store_folder / files["classes.csv"].rpartition(":")[2]).read_text().splitlines()
@@ -680,6 +682,17 @@ def test_annotate_studies_that_have_nothing_to_show(storage: Any, url: str, tmp_
     assert len(said) == 1 and said[0].startswith("study 'old' was made by another version")
     for study in (empty, failed):
         assert optuna_dashboard.get_note(study).startswith("## No trial is complete yet")
+
+
+def test_study_note_says_what_each_part_is_worth(storage: Any) -> None:
+    study = made_studies.make_study(storage, 60)
+    frame = trials_frame(study)
+    parts = [describe_part(part) for part in estimate_worth(frame).parts]
+    note = study_note(study, frame, None)
+    assert parts and all(name for name, _ in parts)
+    for name, said in parts:
+        assert f"- **{escape(name)}**: {escape(said)}" in note
+    assert "fbsearch train best.yaml --seeds 3" in note
 
 
 def test_study_note_shows_names_as_they_are(storage: Any) -> None:
