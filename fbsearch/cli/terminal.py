@@ -43,5 +43,5 @@ class ResizableLive(Live):
         found = super().process_renderables(renderables)
         if not is_resized:
             return found
-        scroll = [Control.move_to(0, height - 1), Text("\n" * (height - 1)), Control.home()]
+        scroll: list[ConsoleRenderable] = [Control.move_to(0, height - 1), Text("\n" * (height - 1)), Control.home()]
         return [*scroll, *found[1:]]  # the first one moves to where the old table began
