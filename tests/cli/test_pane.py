@@ -30,7 +30,8 @@ from fbsearch.search.state import SearchState
 from fbsearch.search.worker_pool import PoolWorker, WorkerPool
 from fbsearch.study.study import load_study
 from fbsearch.study.database import open_storage
-from fbsearch.study.trial_record import RunningTrial, trial_config
+from fbsearch.study.running_trial import RunningTrial
+from fbsearch.study.trial_record import trial_config
 from fbsearch.workers.local import ProcessExecutor
 
 study, config = load_study(open_storage(sys.argv[1]), "digits"), StudyConfig()

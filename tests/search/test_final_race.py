@@ -44,12 +44,16 @@ def make_table(path: Path, *, rates: list[float] = RATES, failing: float | None 
     """Write a table in which the first run that a search sees, and the later ones, have the accuracies above."""
     space = {"train.learning_rate": {"choices": rates}}
     seeds = range(1 + NUM_NEW_RUNS)
-    read = read_table(write_table(path, [make_run(8, rate, seed) for rate in rates for seed in seeds], space=space))
+    made = [make_run(8, rate, seed) for rate in rates for seed in seeds]
+    made = [
+        run.model_copy(update={"values": {"train.learning_rate": run.values["train.learning_rate"]}}) for run in made
+    ]
     runs = []
-    for row in read.rows.values():
+    # The order is drawn by what the configurations are, so that it is known once they are read.
+    for row in read_table(write_table(path, made, space=space)).rows.values():
         for number, run in enumerate(order_runs(row, draw=0)):
             rate = run.values["train.learning_rate"]
-            changes: dict[str, Any] = {"value": accuracy(rate, number), "values": {"train.learning_rate": rate}}
+            changes: dict[str, Any] = {"value": accuracy(rate, number)}
             if rate == failing and number:
                 changes |= {"value": None, "failure_kind": FailureKind.NON_FINITE_LOSS, "failure": "not finite"}
             runs.append(run.model_copy(update=changes))
