@@ -110,7 +110,7 @@ def annotate_all(
     """
     # optuna.get_all_study_summaries reads every trial of every study.
     for summary in storage.get_all_studies():
-        if not is_ours(summary.user_attrs) or len(summary.directions) != 1:
+        if not is_ours(summary.user_attrs):
             continue
         study = optuna.load_study(storage=storage, study_name=summary.study_name)
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import optuna_dashboard
 import pytest
 import sklearn.metrics
 import torch
@@ -31,9 +32,11 @@ from fbsearch.config.study_file import SearchConfig, StudyConfig
 from fbsearch.data.dataset import Split
 from fbsearch.errors import ConfigError, StorageError
 from fbsearch.messages import DatasetInfo, Event, FailureKind
+from fbsearch.report.dashboard import annotate_all
 from fbsearch.report.page import write_report
 from fbsearch.search.coordinator import Coordinator
 from fbsearch.search.state import SearchState
+from fbsearch.study.dashboard_storage import ArtifactFolder
 from fbsearch.study.database import open_storage
 from fbsearch.study.export import trial_table
 from fbsearch.study.locks import claim_study
@@ -216,6 +219,17 @@ def test_front_is_shown_exported_and_reported(
         and 'data-figure="front flops val_accuracy"' in text
     )
     assert "objectives val_accuracy and flops" in text
+
+
+def test_dashboard_gets_a_note_on_the_front(searches: Searches, tmp_path: Path) -> None:
+    study, _ = searches.run(num_workers=1)
+    study.set_user_attr("dataset", study.user_attrs["dataset"] | {"class_names": list("0123456789")})
+    said: list[str] = []
+    annotate_all(searches.storage, ArtifactFolder(tmp_path), say=said.append, results=tmp_path)
+    assert said == []
+    note = optuna_dashboard.get_note(study)
+    front = status(study, url="")["front"]
+    assert f"{len(front)} trials are on the Pareto front" in note and "FLOPs an image" in note
 
 
 def test_export_of_the_front_of_one_goal_says_that_there_is_none(
