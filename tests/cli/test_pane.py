@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_studies import make_study
@@ -52,13 +53,17 @@ with make_view(SafeConsole(), config) as view:
 class Pane:
     """A command in a pane of a tmux server of its own."""
 
-    def __init__(self, folder: Path, *words: object, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *words: object, width: int = WIDE, cwd: Path | None = None, **environment: str
+    ) -> None:
         self._tmux = ["tmux", "-S", str(folder / "tmux"), "-f", "/dev/null"]
         command = "echo the line above; exec " + shlex.join(map(str, words))
         names = ("PATH", "HOME", "FBSEARCH_CACHE", "PYTHONPATH")
         kept = {name: os.environ[name] for name in names if name in os.environ} | {"LANG": "C.UTF-8"}
-        self._do("new-session", "-d", "-x", WIDE, "-y", HEIGHT, "env", "-i", "TERM=screen-256color",
-                 *(f"{name}={value}" for name, value in (kept | environment).items()), "sh", "-c", command)  # fmt: skip
+        size = ["-x", width, "-y", HEIGHT]
+        variables = [f"{name}={value}" for name, value in (kept | environment).items()]
+        clean = ["env", "-i", "TERM=screen-256color", *variables, "sh", "-c", command]
+        self._do("new-session", "-d", "-c", cwd or Path.cwd(), *size, *clean)
 
     def _do(self, *words: object) -> str:
         return subprocess.run(
@@ -88,8 +93,8 @@ class Pane:
 def open_pane(tmp_path: Path) -> Iterator[Callable[..., Pane]]:
     panes: list[Pane] = []
 
-    def start(*words: object, **environment: str) -> Pane:
-        panes.append(Pane(tmp_path, *words, **environment))
+    def start(*words: object, **options: Any) -> Pane:
+        panes.append(Pane(tmp_path, *words, **options))
         return panes[-1]
 
     yield start
@@ -134,3 +139,42 @@ def test_table_leaves_nothing_behind_in_a_pane_that_is_resized(
         assert wide.isascii() and COLOUR.search(pane.read(colours=True)) is None
     else:
         assert COLOUR.search(pane.read(colours=True))
+
+
+STUDY = """
+name: digits
+train: {epochs: 6}
+space:
+  model.base_channels: {choices: [4, 8]}
+  model.pattern: {choices: [cantor, dragon_curve]}
+  train.learning_rate: {low: 0.001, high: 0.1, log: true}
+"""
+
+
+def test_whole_run_can_be_read_in_80_columns(open_pane: Callable[..., Pane], tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    run = shlex.join([sys.executable, "-m", "fbsearch", "run", "small.yaml", "--trials", "6"])
+    storage = "sqlite:///study.db"
+    pane = open_pane(
+        "sh", "-c", f"{run}; echo it ended with $?; exec cat", width=80, cwd=tmp_path, FBSEARCH_STORAGE=storage
+    )
+
+    live = pane.wait(lambda shown: re.search(r"\d/6 +\d+\.\d\d% ", shown) is not None)
+    header = next(line for line in live.splitlines() if "configuration" in line)
+    assert header.split() == ["worker", "trial", "epoch", "val", "acc", "configuration"]
+    assert re.search(r"^\d +\d +\d/6 +\d+\.\d\d% +[48]ch (cantor|dragon_curve) lr \.\d+$", live, re.MULTILINE)
+
+    pane.wait(lambda shown: "it ended with" in shown)
+    lines = [line.rstrip() for line in pane.read(with_history=True).splitlines() if line.strip()]
+    assert lines[0] == "the line above" and lines[-1] == "it ended with 0"
+    assert sum("configuration" in line for line in lines) == 0, "the live table is gone"
+    assert any(re.match(r"6 trials finished \(\d complete, \d pruned, 0 failed\) in ", line) for line in lines)
+    assert any(re.match(r"Best: \d+\.\d\d% validation accuracy, trial \d$", line) for line in lines)
+    following = lines[lines.index("Next:") + 1 : -1]
+    for command in (
+        "report digits",
+        "export digits --top 5 --output best.yaml",
+        "train best.yaml --seeds 3",
+        "dashboard",
+    ):
+        assert f"  fbsearch {command}" in [line.partition(" --storage")[0] for line in following], following

@@ -1,16 +1,13 @@
 """The report in a real browser: Debian's Chromium, opened from the file, without a network."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from chromium import CHROMIUM, PATIENCE
+from chromium import CHROMIUM, PATIENCE, WIDTHS, has_white
 from made_studies import make_study
 from optuna.storages import RDBStorage
-from PIL import Image
 
 from fbsearch.report.page import write_report
 from fbsearch.study.database import open_storage
@@ -170,18 +167,6 @@ def test_report_of_a_hostile_name_runs_nothing(storage: RDBStorage, tmp_path: Pa
     assert seen.page.inner_text("h1") == SCRIPT
     assert seen.console == []
     assert seen.ask("() => document.scrollingElement.scrollWidth") <= 390
-
-
-WIDTHS = (390, 768, 1440)
-# A cell of the picture of a page in which no area of a dark page is white: text and lines are thinner.
-CELL_PIXELS = 16
-
-
-def has_white(picture: bytes) -> bool:
-    """Whether a picture has a cell that is white, on the average of its pixels."""
-    with Image.open(io.BytesIO(picture)) as image:
-        cells_HWC = np.asarray(image.convert("RGB").reduce(CELL_PIXELS))
-    return bool((cells_HWC.min(axis=2) > 225).any())
 
 
 def test_report_of_what_was_trained_after_the_search_can_be_read_at_every_width_in_both_themes(

@@ -21,7 +21,7 @@ import made_studies
 import optuna
 import optuna_dashboard
 import pytest
-from chromium import CHROMIUM, PATIENCE
+from chromium import CHROMIUM, PATIENCE, WIDTHS, has_white
 from optuna.trial import TrialState
 
 from fbsearch.cli.app import main
@@ -52,6 +52,7 @@ ARGUMENTS = [
 ]  # fmt: skip
 TOKEN = "ein geheimes Wört"
 NASTY = "<script>document.title='run'</script> \"x\" & 'y' | `z`"
+IS_DARK = "parseInt(getComputedStyle(document.body).backgroundColor.slice(4)) < 60"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
 
@@ -225,8 +226,8 @@ def test_dashboard_trial_shows_configuration_and_files_without_scrolling_sideway
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [390, 1440])
-def test_dashboard_pages_can_be_read_at_the_width_of_a_phone_and_of_a_desk(
+@pytest.mark.parametrize("width", WIDTHS)
+def test_dashboard_pages_can_be_read_at_every_width_in_both_themes(
     browser: "Browser", address: str, width: int
 ) -> None:
     with page_of(browser, address) as page:
@@ -235,7 +236,12 @@ def test_dashboard_pages_can_be_read_at_the_width_of_a_phone_and_of_a_desk(
             page.goto(f"{address}/dashboard{path}")
             page.locator(there).first.wait_for()
             page.wait_for_timeout(300)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            for scheme in ("dark", "light"):
+                page.emulate_media(color_scheme=scheme)
+                page.wait_for_function(f"() => {IS_DARK} == {json.dumps(scheme == 'dark')}")
+                page.wait_for_timeout(500)
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+                assert has_white(page.screenshot(full_page=True)) == (scheme == "light"), (path, scheme)
         page.goto(f"{address}/dashboard/studies/1")
         page.locator(".js-plotly-plot .gtitle").first.wait_for()
         widths = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].map(e => e.clientWidth)")
