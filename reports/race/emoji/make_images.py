@@ -2,8 +2,8 @@
 
     python make_images.py package
 
-Ten classes: the package's categories, with hands and parts of the body as a class of their own. Every fifth picture of a
-class, in the order of their code points, is for the test.
+Ten classes: the package's categories, with hands and parts of the body as a class of their own. Every fifth picture
+of a class, in the order of their code points, is for the test.
 """
 
 import json
